@@ -1,0 +1,39 @@
+"""Reinforcement-learning fine-tuning of pretrained vision-language models, with a critic, on the Hugging Face stack.
+
+The names below are imported when they are first used, so that `import mmft` costs no torch and no transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmft.models.actor_critic import VLMActorCritic
+    from mmft.models.backbone import load_backbone
+    from mmft.trainers.ppo import PPOConfig, PPOTrainer
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_HOMES = {
+    "PPOConfig": "mmft.trainers.ppo",
+    "PPOTrainer": "mmft.trainers.ppo",
+    "VLMActorCritic": "mmft.models.actor_critic",
+    "load_backbone": "mmft.models.backbone",
+}
+
+__all__ = ["PPOConfig", "PPOTrainer", "VLMActorCritic", "__version__", "load_backbone"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use (PEP 562) and keeps it, so that the next use is a plain attribute."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
