@@ -1,6 +1,6 @@
-"""Reinforcement-learning fine-tuning of pretrained vision-language models, with a critic, on the Hugging Face stack.
+"""Reinforcement-learning fine-tuning of pretrained vision-language models, with a critic.
 
-The names below are imported when they are first used, so that `import mmft` costs no torch and no transformers.
+The public names are imported when they are first used: `import mmft` costs no torch and no transformers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["PPOConfig", "PPOTrainer", "VLMActorCritic", "__version__", "load_bac
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name on first use (PEP 562) and keeps it, so that the next use is a plain attribute."""
+    """Imports a public name on its first use (PEP 562) and keeps it: from then on it is a plain attribute."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

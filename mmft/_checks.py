@@ -11,8 +11,8 @@ from torch import Tensor
 def check_shapes(**tensors: tuple[Tensor, str]) -> None:
     """Raises ValueError unless each tensor has the named dims and equal letters have equal sizes.
 
-    `check_shapes(logps=(logps, "BT"), mask=(mask, "BT"), scores=(scores, "B"))` reads: `logps` and `mask` are B x T,
-    `scores` has the same B. The message names the culprit.
+    `check_shapes(logps=(logps, "BT"), mask=(mask, "BT"), scores=(scores, "B"))` reads: `logps` and `mask` are
+    B x T, `scores` has the same B. The message names the culprit.
     """
     sizes: dict[str, int] = {}
     for name, (tensor, dims) in tensors.items():
@@ -21,4 +21,6 @@ def check_shapes(**tensors: tuple[Tensor, str]) -> None:
             raise ValueError(f"`{name}` must have dims {'x'.join(dims)}; got shape {shape}.")
         for letter, size in zip(dims, shape, strict=True):
             if sizes.setdefault(letter, size) != size:
-                raise ValueError(f"`{name}` has {letter}={size}, but earlier arguments have {letter}={sizes[letter]}.")
+                raise ValueError(
+                    f"`{name}` has {letter}={size}, but earlier arguments have {letter}={sizes[letter]}."
+                )

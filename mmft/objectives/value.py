@@ -1,0 +1,73 @@
+"""Losses of the critic, and how much of the returns it explains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmft._checks import check_shapes
+from mmft._masking import Reduce, at_least_float32, identity, masked_sum, masked_var, zero_outside
+
+
+def clipped_value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    num_tokens: float | Tensor,
+) -> Tensor:
+    """PPO's pessimistic squared error (Engstrom et al. 2020, arXiv:2005.12729, sec. 3; halved as in TRL): minimise it.
+
+        loss = (1/2N) sum_bt mask * max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2)
+
+    eps = `clip` (infinity switches it off), N = `num_tokens`. Only `values` gets a gradient. Shapes: all (B, T) -> ().
+    """
+    error, clipped_error = _squared_errors(values, old_values, returns, mask, clip)
+    return 0.5 * masked_sum(torch.maximum(error, clipped_error), mask) / num_tokens
+
+
+@torch.no_grad()
+def value_clip_fraction(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    num_tokens: float | Tensor,
+) -> Tensor:
+    """Share of tokens where the clipped error is the larger one, so that the critic stays. Shapes: all (B, T) -> ()."""
+    error, clipped_error = _squared_errors(values, old_values, returns, mask, clip)
+    return masked_sum(clipped_error > error, mask) / num_tokens
+
+
+@torch.no_grad()
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce = identity) -> Tensor:
+    """Share of the returns' variance that the critic accounts for, over the valid tokens of all processes.
+
+        1 - Var(R - V) / Var(R)      1: perfect, 0: no better than a constant, below 0: worse, NaN: constant returns
+
+    Shapes: all (B, T) -> ().
+    """
+    check_shapes(values=(values, "BT"), returns=(returns, "BT"), mask=(mask, "BT"))
+    residuals = at_least_float32(returns) - at_least_float32(values)
+    explained = 1 - masked_var(residuals, mask, reduce=reduce) / (
+        var := masked_var(returns, mask, reduce=reduce)
+    )
+    return torch.where(var > 0, explained, torch.full_like(explained, torch.nan))
+
+
+def _squared_errors(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
+    """(V - R)^2 and (clipped V - R)^2, both 0 at invalid positions."""
+    check_shapes(
+        values=(values, "BT"), old_values=(old_values, "BT"), returns=(returns, "BT"), mask=(mask, "BT")
+    )
+    values, old_values, returns = (
+        zero_outside(at_least_float32(x), mask) for x in (values, old_values.detach(), returns.detach())
+    )
+    clipped = torch.clamp(values, old_values - clip, old_values + clip)
+    return (values - returns).square(), (clipped - returns).square()
