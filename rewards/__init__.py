@@ -1,0 +1,53 @@
+"""Rewards as plain callables: they need no trainer and know none.
+
+Each follows the protocol of TRL's online trainers, `(prompts, completions, **columns) -> list[float | None]`,
+so the same object serves mmft, TRL, or a loop of your own. Names load on first use: `import rewards` is
+light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rewards.bleu import bleu_reward, sentence_bleu
+    from rewards.captioning import CaptioningReward
+    from rewards.checks import check_reward
+    from rewards.detail import caption_detail, detail_reward
+    from rewards.length import excess_length, length_penalty
+    from rewards.text import completion_text
+
+__all__ = [
+    "CaptioningReward",
+    "bleu_reward",
+    "caption_detail",
+    "check_reward",
+    "completion_text",
+    "detail_reward",
+    "excess_length",
+    "length_penalty",
+    "sentence_bleu",
+]
+
+_HOME = {
+    "CaptioningReward": "rewards.captioning",
+    "bleu_reward": "rewards.bleu",
+    "caption_detail": "rewards.detail",
+    "check_reward": "rewards.checks",
+    "completion_text": "rewards.text",
+    "detail_reward": "rewards.detail",
+    "excess_length": "rewards.length",
+    "length_penalty": "rewards.length",
+    "sentence_bleu": "rewards.bleu",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rewards' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
