@@ -1,7 +1,8 @@
-"""Tiny random vision-language models of every family, with rows they accept and their plain forward as ground truth.
+"""Tiny random vision-language models, rows that they accept, and their plain forward as ground truth.
 
-Nothing here touches the network, and equal seeds give equal tensors. The weights are drawn wider than a training
-initialisation: a freshly initialised model is close to uniform over tokens and nearly blind, and would hide bugs.
+Nothing here touches the network, and equal seeds give equal tensors. The weights are drawn wider than for
+training: a freshly initialised model is close to uniform over tokens and nearly blind, and would hide bugs.
+A row is what the family's real processor returns for one prompt; `build_processor` builds that processor too.
 """
 
 from __future__ import annotations
@@ -11,9 +12,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.zoo.families import BUILDERS
+from tests.zoo.processors import build_processor
 from tests.zoo.rows import TOKEN_TYPES, Row, make_row
 
-FAMILIES: tuple[str, ...] = tuple(BUILDERS)
+__all__ = [
+    "EXTRA_FAMILIES",
+    "FAMILIES",
+    "Row",
+    "append_completion",
+    "build_model",
+    "build_processor",
+    "build_row",
+    "perturb_pixels",
+    "placeholder_ids",
+    "plain_logits",
+]
+
+EXTRA_FAMILIES: tuple[str, ...] = ("paligemma2",)
+"""Variants with traits that no family has: a prefix-LM with windows, soft caps on attention and on logits."""
+FAMILIES: tuple[str, ...] = tuple(family for family in BUILDERS if family not in EXTRA_FAMILIES)
 GAIN = 1.5
 
 
@@ -73,7 +90,10 @@ def append_completion(family: str, row: Row, completion_ids: Tensor) -> Row:
 
 
 def plain_logits(model: PreTrainedModel, row: Row, completion_ids: Tensor) -> Tensor:
-    """Logits (R, V) that predict each completion token, from one forward of the whole model on prompt + completion."""
+    """Logits (R, V) that predict each completion token, from one forward of the model on prompt + completion.
+
+    Gradients flow; this is the slow, repeated computation that every faster path must equal.
+    """
     longer = append_completion(model.config.model_type, row, completion_ids)
     prompt_length = row["input_ids"].shape[1]
     logits = model(**longer, use_cache=False).logits

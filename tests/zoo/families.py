@@ -1,7 +1,7 @@
 """The config and the model class of each family: a few thousand fp32 weights, no dropout, no network.
 
-Sizes are chosen so that each family keeps what makes it hard: windows smaller than the prompt, blocks of image tokens
-larger than the window, deepstack features, 3-axis positions, several tiles per image.
+Sizes are chosen so that each family keeps what makes it hard: windows smaller than the prompt, blocks of
+image tokens larger than the window, deepstack features, 3-axis positions, several tiles per image.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from transformers import (
     CLIPVisionConfig,
+    Gemma2Config,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
@@ -169,6 +170,26 @@ def _paligemma() -> PaliGemmaConfig:
     )
 
 
+def _paligemma2() -> PaliGemmaConfig:
+    # A prefix-LM with windows, and with both soft caps low enough to bite.
+    text = Gemma2Config(
+        **TEXT,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention"],
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    )
+    return PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(**VISION, image_size=24, patch_size=8, vision_use_head=False),
+        text_config=text,
+        image_token_index=ID["<image>"],
+        projection_dim=WIDTH,
+        hidden_size=WIDTH,
+    )
+
+
 def _internvl() -> InternVLConfig:
     return InternVLConfig(
         vision_config=InternVLVisionConfig(**VISION, image_size=16, patch_size=4),
@@ -190,4 +211,5 @@ BUILDERS: dict[str, tuple[Callable[[], PreTrainedConfig], type[PreTrainedModel]]
     "gemma3": (_gemma3, Gemma3ForConditionalGeneration),
     "paligemma": (_paligemma, PaliGemmaForConditionalGeneration),
     "internvl": (_internvl, InternVLForConditionalGeneration),
+    "paligemma2": (_paligemma2, PaliGemmaForConditionalGeneration),
 }

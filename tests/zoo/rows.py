@@ -27,8 +27,8 @@ def _llava(count: int, generator: torch.Generator) -> ImageBlock:
 
 
 def _llava_onevision(count: int, generator: torch.Generator) -> ImageBlock:
-    # One image of 16x32 pixels is a thumbnail (2x2 features) and two tiles (2x4 features, a newline after each row);
-    # several images are one thumbnail each and a newline.
+    # One image of 16x32 pixels is a thumbnail (2x2 features) and two tiles (2x4 features, a newline ends each
+    # row); several images are one thumbnail each and a newline.
     tiles, tokens = (3, 4 + 2 * (4 + 1)) if count == 1 else (1, 4 + 1)
     inputs = {
         "pixel_values": _pixels(generator, count, tiles, 3, 16, 16),
@@ -39,7 +39,7 @@ def _llava_onevision(count: int, generator: torch.Generator) -> ImageBlock:
 
 
 def _idefics3(count: int, generator: torch.Generator) -> ImageBlock:
-    # The first image is split into one row of two tiles and a global view; the others are a global view alone.
+    # The first image is split into a row of two tiles and a global view; the others are a global view alone.
     fake, tile = ID["<fake_token_around_image>"], [ID["<image>"]] * 4
     split = [fake, ID["<row_1_col_1>"], *tile, fake, ID["<row_1_col_2>"], *tile, NEWLINE_ID, NEWLINE_ID]
     whole = [fake, ID["<global-img>"], *tile, fake]
@@ -92,15 +92,17 @@ IMAGE_BLOCKS: dict[str, Callable[[int, torch.Generator], ImageBlock]] = {
     "gemma3": _gemma3,
     "paligemma": _paligemma,
     "internvl": _internvl,
+    "paligemma2": _paligemma,
 }
-# What a processor adds per token, and its value on a completion token. PaliGemma's prompt is a bidirectional prefix
-# (type 0) and what follows is a causal suffix (type 1); for the others 1 marks an image token and 0 is text.
+# What a processor adds per token, and its value on a completion token. PaliGemma's prompt is a bidirectional
+# prefix (type 0) and what follows a causal suffix (type 1); for the others 1 marks an image token, 0 is text.
 TOKEN_TYPES: dict[str, tuple[str, int]] = {
     "qwen2_vl": ("mm_token_type_ids", 0),
     "qwen2_5_vl": ("mm_token_type_ids", 0),
     "qwen3_vl": ("mm_token_type_ids", 0),
     "gemma3": ("token_type_ids", 0),
     "paligemma": ("token_type_ids", 1),
+    "paligemma2": ("token_type_ids", 1),
 }
 
 
@@ -114,15 +116,16 @@ def make_row(family: str, placeholders: set[int], num_images: int, text_length: 
     generator = torch.Generator().manual_seed(seed)
     block, inputs = IMAGE_BLOCKS[family](num_images, generator) if num_images else ([], {})
     text = text_ids(text_length, generator)
-    head = 0 if family == "paligemma" else text_length // 3
-    if family == "paligemma":
+    is_prefix_lm = family.startswith("paligemma")
+    if is_prefix_lm:
         ids = [*block, BOS_ID, *text, NEWLINE_ID]
     else:
+        head = text_length // 3
         ids = [BOS_ID, *text[:head], *block, *text[head:]]
     input_ids = torch.tensor([ids])
     row = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **inputs}
     if family in TOKEN_TYPES:
         name, _ = TOKEN_TYPES[family]
         is_image = torch.isin(input_ids, torch.tensor(sorted(placeholders)))
-        row[name] = torch.zeros_like(input_ids) if family == "paligemma" else is_image.long()
+        row[name] = torch.zeros_like(input_ids) if is_prefix_lm else is_image.long()
     return row

@@ -1,7 +1,7 @@
 """One small vocabulary for every family of the zoo: special tokens first, then the 256 bytes.
 
-Each family names its placeholders differently; they all live in the same table so that a processor's tokenizer and a
-model's config agree by construction.
+Each family names its placeholders differently; they all live in one table so that a processor's tokenizer and
+a model's config agree by construction.
 """
 
 from __future__ import annotations
