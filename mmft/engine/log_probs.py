@@ -1,0 +1,98 @@
+"""Log-probs of chosen tokens without ever holding the (tokens, vocabulary) logits.
+
+Shapes: M token positions, D width, V vocabulary, C tokens of one chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mmft.models.heads import LanguageHead
+
+CHUNK_BYTES = 64 * 2**20
+"""Upper bound of the fp32 logits that exist at one time."""
+
+
+def token_log_probs(
+    hidden: Tensor, ids: Tensor, head: LanguageHead, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of each id, and the entropy of the distribution it was drawn from.
+
+        logp_i = z_i[id_i] - logsumexp(z_i),   H_i = logsumexp(z_i) - sum_v p_iv z_iv,   z = head(h) / temperature
+
+    Args:
+        hidden: (M, D) hidden states that predict the ids.
+        ids: (M,) chosen tokens.
+        head: the language-model head.
+        temperature: of the policy, > 0.
+
+    Returns:
+        (M,) fp32 log-probs with gradients, (M,) fp32 entropies without.
+    """
+    if hidden.shape[0] == 0:
+        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
+    weight = head.weight
+    if weight is not None and torch.is_grad_enabled() and hidden.requires_grad:
+        return _FrozenHeadLogProbs.apply(hidden, ids, head, weight, temperature)
+    size = max(1, CHUNK_BYTES // (4 * head.projection.weight.shape[0]))
+    parts = []
+    for chunk, chosen in zip(hidden.split(size), ids.split(size), strict=True):
+        if torch.is_grad_enabled() and hidden.shape[0] > size:
+            # Recompute this chunk's logits in the backward instead of keeping them.
+            parts.append(checkpoint(_log_probs, chunk, chosen, head, temperature, use_reentrant=False))
+        else:
+            parts.append(_log_probs(chunk, chosen, head, temperature))
+    logps, entropies = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(entropies)
+
+
+def _log_probs(hidden: Tensor, ids: Tensor, head: LanguageHead, temperature: float) -> tuple[Tensor, Tensor]:
+    return log_probs_from_logits(head(hidden) / temperature, ids)
+
+
+def log_probs_from_logits(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., V) fp32 logits and (...) ids to (...) log-probs and detached entropies; -inf logits have p = 0."""
+    normalizer = logits.logsumexp(-1)
+    logps = logits.gather(-1, ids[..., None]).squeeze(-1) - normalizer
+    with torch.no_grad():
+        probs = (logits - normalizer[..., None]).exp()
+        # 0 * -inf is NaN: forbidden tokens must drop out of the sum, not poison it.
+        entropies = normalizer - (probs * logits.clamp(min=torch.finfo(logits.dtype).min)).sum(-1)
+    return logps, entropies
+
+
+class _FrozenHeadLogProbs(torch.autograd.Function):
+    """Log-probs under a frozen head W, with the gradient worked out in the forward.
+
+        d logp_i / d h_i = (W[id_i] - p_i W) / temperature
+
+    The forward has p at hand, so (M, D) gradients are kept instead of (M, V) logits and the backward is one
+    multiplication: the same arithmetic as autograd, without the memory and without recomputing the head.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, ids: Tensor, head: LanguageHead, weight: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+        logps, entropies, gradients = [], [], []
+        for chunk, chosen in zip(hidden.split(size), ids.split(size), strict=True):
+            logits = head(chunk).div_(temperature)
+            chunk_logps, chunk_entropies = log_probs_from_logits(logits, chosen)
+            probs = logits.softmax(-1).to(weight.dtype)
+            logps.append(chunk_logps)
+            entropies.append(chunk_entropies)
+            gradients.append((weight[chosen] - probs @ weight).div_(temperature))
+        ctx.save_for_backward(torch.cat(gradients).to(hidden.dtype))
+        joined = torch.cat(entropies)
+        ctx.mark_non_differentiable(joined)
+        return torch.cat(logps), joined
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream[0][:, None].to(gradient.dtype) * gradient, None, None, None, None

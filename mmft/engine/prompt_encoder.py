@@ -1,0 +1,72 @@
+"""From rows to the seam: chat template, processor, vision path; each distinct prompt once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmft.engine.feature_cache import FeatureCache
+from mmft.errors import DataError
+from mmft.models.backbone import Backbone
+from mmft.models.prompts import PromptEncoding, PromptInputs
+from mmft.types import PromptRow
+
+
+def render_prompt(processor: Any, row: PromptRow) -> str:
+    """The row's prompt as text, placeholders included; without a chat template, images first and text after."""
+    if getattr(processor, "chat_template", None):
+        return str(processor.apply_chat_template(row.messages, add_generation_prompt=True, tokenize=False))
+    blocks = [block for message in row.messages for block in _blocks(message)]
+    text = "\n".join(block["text"] for block in blocks if block.get("type") == "text")
+    image_token = getattr(processor, "image_token", None)
+    return f"{image_token * len(row.images)}\n{text}" if isinstance(image_token, str) and row.images else text
+
+
+def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def process_row(processor: Any, row: PromptRow) -> PromptInputs:
+    """Runs the processor on one prompt.
+
+    Raises:
+        DataError: the processor refuses the row; the message names it.
+    """
+    text = render_prompt(processor, row)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    options: dict[str, Any] = {"return_tensors": "pt"}
+    bos = getattr(tokenizer, "bos_token", None)
+    if bos and text.startswith(bos):
+        options["add_special_tokens"] = False  # the template wrote it already
+    try:
+        features = processor(text=[text], images=[row.images] if row.images else None, **options)
+    except Exception as error:
+        raise DataError(
+            f"row {row.key}: the processor {type(processor).__name__} refused the prompt: {error}. "
+            f"The rendered prompt begins with {text[:80]!r} and has {len(row.images)} image(s)."
+        ) from error
+    return PromptInputs(dict(features))
+
+
+class PromptEncoder:
+    """Encodes rows behind the seam, through a feature cache while the vision path is frozen."""
+
+    def __init__(self, backbone: Backbone, cache_bytes: int) -> None:
+        self.backbone = backbone
+        self.cache = FeatureCache(cache_bytes if backbone.caches_encodings else 0)
+
+    def inputs(self, row: PromptRow) -> PromptInputs:
+        """The processor's inputs, for the plain path and for in-graph encoding."""
+        return process_row(self.backbone.processor, row)
+
+    def encode(self, rows: Sequence[PromptRow]) -> list[PromptEncoding]:
+        """Encodings of the rows; a prompt seen before, or twice in the batch, is encoded once."""
+        encodings = []
+        for row in rows:
+            encoding = self.cache.get(row.key)
+            if encoding is None:
+                encoding = self.backbone.encode(self.inputs(row))
+                self.cache.put(row.key, encoding)
+            encodings.append(encoding)
+        return encodings

@@ -1,0 +1,125 @@
+"""Log-probs, entropies and values of completions: packed (the prompt computed once) or plain (one by one).
+
+Shapes: N completions, R completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmft.engine.log_probs import token_log_probs
+from mmft.engine.packing import Completions, pack, packed_positions, packed_visibility
+from mmft.models.backbone import Backbone
+from mmft.models.prompts import PromptEncoding, PromptInputs, collate_prompts
+
+PER_TOKEN_FILL = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
+"""What a completion token carries in the processor's per-token inputs: it is seen, and it is text."""
+SUFFIX_TOKEN_TYPE = {"paligemma": 1}
+"""Families whose token types tell prefix (0) from suffix (1) instead of text (0) from image (1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per-token scores of N completions; padding holds 0."""
+
+    logps: Tensor
+    """(N, R) log-probs of the completion tokens under the policy."""
+    entropies: Tensor
+    """(N, R) entropies of the distributions they were drawn from, detached."""
+    values: Tensor | None
+    """(N, R) critic's values of the state before each token; None without a critic."""
+
+
+def score_packed(
+    backbone: Backbone,
+    value_head: nn.Module | None,
+    prompts: Sequence[PromptEncoding],
+    completions: Completions,
+    *,
+    temperature: float = 1.0,
+) -> Scores:
+    """One forward over `[prompt | completion 1 | ... | completion G]` per prompt; see `engine.packing`."""
+    batch = collate_prompts(prompts)
+    width = batch.valid.shape[1]
+    layout = pack(completions, len(prompts), width, backbone.pad_id)
+    embeds = torch.cat([batch.embeds, backbone.embed_tokens(layout.ids).to(batch.embeds.dtype)], 1)
+    visual_mask = batch.visual_mask
+    if visual_mask is not None:
+        visual_mask = torch.nn.functional.pad(visual_mask, (0, layout.ids.shape[1]))
+    hidden = backbone.run_text(
+        embeds,
+        packed_positions(batch, layout),
+        packed_visibility(batch, layout, backbone.attention_kinds, backbone.sliding_window),
+        visual_mask=visual_mask,
+        deepstack=batch.deepstack,
+    )
+    predictors = hidden[completions.prompt_index[:, None], layout.predictor]
+    return _score_hidden(backbone, value_head, predictors, completions, temperature)
+
+
+def score_plain(
+    backbone: Backbone,
+    value_head: nn.Module | None,
+    prompts: Sequence[PromptInputs],
+    completions: Completions,
+    *,
+    temperature: float = 1.0,
+) -> Scores:
+    """Each completion in a whole forward of its own through the unchanged model: slow, and right by construction."""
+    width = completions.ids.shape[1]
+    rows = []
+    for n, index in enumerate(completions.prompt_index.tolist()):
+        length = int(completions.lengths[n])
+        hidden = _plain_hidden(backbone, prompts[index], completions.ids[n, :length])
+        rows.append(torch.nn.functional.pad(hidden, (0, 0, 0, width - length)))
+    return _score_hidden(backbone, value_head, torch.stack(rows), completions, temperature)
+
+
+def extend_inputs(backbone: Backbone, prompt: PromptInputs, ids: Tensor) -> dict[str, Tensor]:
+    """The processor's inputs for prompt + completion, batch size 1; `ids` is (R,)."""
+    inputs = dict(prompt.to(backbone.device, backbone.dtype).tensors)
+    fill = dict(PER_TOKEN_FILL)
+    fill["token_type_ids"] = SUFFIX_TOKEN_TYPE.get(backbone.base.config.model_type, 0)
+    for name, value in fill.items():
+        if name in inputs:
+            tail = inputs[name].new_full((1, ids.shape[0]), value)
+            inputs[name] = torch.cat([inputs[name], tail], 1)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids[None].to(inputs["input_ids"])], 1)
+    return inputs
+
+
+def _plain_hidden(backbone: Backbone, prompt: PromptInputs, ids: Tensor) -> Tensor:
+    """(R, D) hidden states that predict each id, read from the text model's output in a forward of the whole model."""
+    outputs: list[Tensor] = []
+    handle = backbone.text_model.register_forward_hook(
+        lambda module, args, output: outputs.append(output.last_hidden_state)
+    )
+    try:
+        # logits_to_keep=1: the head runs on one position; ours runs on the completion.
+        backbone.model(**extend_inputs(backbone, prompt, ids), use_cache=False, logits_to_keep=1)
+    finally:
+        handle.remove()
+    return outputs[0][0, -ids.shape[0] - 1 : -1]
+
+
+def _score_hidden(
+    backbone: Backbone,
+    value_head: nn.Module | None,
+    hidden: Tensor,
+    completions: Completions,
+    temperature: float,
+) -> Scores:
+    """Scores from (N, R, D) predicting hidden states; only real tokens pass the heads."""
+    mask = completions.mask
+    chosen = hidden[mask]
+    logps, entropies = token_log_probs(chosen, completions.ids[mask], backbone.head, temperature=temperature)
+    values = None if value_head is None else _scatter(value_head(chosen), mask)
+    return Scores(_scatter(logps, mask), _scatter(entropies, mask), values)
+
+
+def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

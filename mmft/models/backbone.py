@@ -1,0 +1,236 @@
+"""A pretrained vision-language model, seen as the engine needs it: a seam, a text model, a head and a processor."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from mmft.errors import UnsupportedModelError
+from mmft.models.freezing import apply_freeze_rules, trains_before_seam
+from mmft.models.heads import LanguageHead
+from mmft.models.prompts import PromptEncoding, PromptInputs, Visibility, encoding_from_call
+from mmft.models.seam import capture_text_inputs, find_text_model
+from mmft.models.special_tokens import end_token_ids, pad_token_id, placeholder_token_ids
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import ProcessorMixin
+
+ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention"})
+MASKED_ATTENTION = frozenset({"sdpa", "eager"})
+"""Attention implementations that honour an arbitrary 4-D mask, which the shared prompt needs."""
+
+
+class Backbone(nn.Module):
+    """Wraps a model and its processor; owns no weights of its own.
+
+    Attributes:
+        model: the `PreTrainedModel`, or the `PeftModel` around it.
+        processor: turns messages and pictures into the model's inputs.
+    """
+
+    def __init__(self, model: nn.Module, processor: ProcessorMixin) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.end_ids = end_token_ids(self.base, processor)
+        self.pad_id = pad_token_id(processor, self.end_ids)
+        self.forbidden_ids = placeholder_token_ids(self.base, processor) - self.end_ids
+        find_text_model(self.base)  # fail here, with a clear error, not in the first batch
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model under any PEFT wrapper; adapters stay active in it."""
+        return self.model.get_base_model() if self.has_adapters else self.model
+
+    @property
+    def has_adapters(self) -> bool:
+        return hasattr(self.model, "peft_config") and hasattr(self.model, "get_base_model")
+
+    @property
+    def text_model(self) -> nn.Module:
+        return find_text_model(self.base)
+
+    @property
+    def text_config(self) -> Any:
+        return self.base.config.get_text_config(decoder=True)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.text_config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.base.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    @property
+    def head(self) -> LanguageHead:
+        """The language-model head, with whatever the model does between head and logits."""
+        return LanguageHead(
+            projection=self.base.get_output_embeddings(),
+            softcap=getattr(self.text_config, "final_logit_softcapping", None),
+            forbidden_ids=self.forbidden_ids,
+        )
+
+    @property
+    def attention_kinds(self) -> tuple[str, ...]:
+        """The distinct kinds of attention layers, in order of first use."""
+        kinds = getattr(self.text_config, "layer_types", None)
+        if kinds is not None:
+            return tuple(dict.fromkeys(kinds))
+        return ("sliding_attention",) if self.sliding_window else ("full_attention",)
+
+    @property
+    def sliding_window(self) -> int | None:
+        if getattr(self.text_config, "use_sliding_window", True) is False:
+            return None
+        return getattr(self.text_config, "sliding_window", None)
+
+    def why_not_packed(self) -> str | None:
+        """The reason for which this model cannot share its prompt in one forward, or None where it can."""
+        unknown = set(self.attention_kinds) - ATTENTION_KINDS
+        if unknown:
+            return f"layers of kind {sorted(unknown)} carry state that branches cannot share"
+        implementation = getattr(self.text_model.config, "_attn_implementation", "eager")
+        if implementation not in MASKED_ATTENTION:
+            return f"attn_implementation={implementation!r} takes no 4-D mask; use 'sdpa'"
+        if self.has_adapters and any(config.is_prompt_learning for config in self.model.peft_config.values()):
+            return "prompt-learning adapters add virtual tokens inside the model"
+        return None
+
+    @property
+    def caches_encodings(self) -> bool:
+        """True where nothing before the seam trains, so that a prompt's encoding never changes."""
+        return not trains_before_seam(self.base)
+
+    def encode(self, inputs: PromptInputs) -> PromptEncoding:
+        """Runs everything before the seam for one prompt; with gradients where that part trains."""
+        inputs = inputs.to(self.device, self.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.caches_encodings):
+            arguments = capture_text_inputs(self.base, self.text_model, inputs.tensors)
+        return encoding_from_call(arguments, self.attention_kinds)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return self.base.get_input_embeddings()(ids)
+
+    def run_text(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        visible: Visibility,
+        *,
+        cache: Cache | None = None,
+        visual_mask: Tensor | None = None,
+        deepstack: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """One forward of the text model.
+
+        Args:
+            embeds: (B, Q, D) inputs.
+            positions: (A, B, Q) position ids.
+            visible: per attention kind, (B, Q, K) True where a query may look at a key.
+            cache: earlier keys and values; this call's are appended.
+            visual_mask: (B, Q) True at image tokens, with `deepstack` their extra features per layer.
+
+        Returns:
+            (B, Q, D) last hidden states, after the final norm.
+        """
+        masks = {kind: self._attention_mask(mask) for kind, mask in visible.items()}
+        extras = {}
+        if visual_mask is not None and deepstack:
+            extras = {"visual_pos_masks": visual_mask, "deepstack_visual_embeds": list(deepstack)}
+        output = self.text_model(
+            inputs_embeds=embeds,
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            position_ids=positions[0] if positions.shape[0] == 1 else positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **extras,
+        )
+        return output.last_hidden_state
+
+    def _attention_mask(self, visible: Tensor) -> Tensor:
+        visible = visible[:, None]
+        if self.text_model.config._attn_implementation == "sdpa":
+            return visible
+        blocked = torch.finfo(self.dtype).min
+        return torch.zeros_like(visible, dtype=self.dtype).masked_fill(~visible, blocked)
+
+    @contextlib.contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """The pretrained model: adapters off, whatever else trains unchanged."""
+        if not self.has_adapters:
+            raise UnsupportedModelError("the model has no adapters to switch off; keep a frozen copy instead")
+        with self.model.disable_adapter():
+            yield
+
+
+def load_backbone(
+    name_or_path: str,
+    *,
+    peft_config: PeftConfig | None = None,
+    trainable: Sequence[str] | None = None,
+    dtype: torch.dtype | str = "auto",
+    attn_implementation: str | None = None,
+    processor: ProcessorMixin | None = None,
+    **kwargs: Any,
+) -> Backbone:
+    """Loads any `AutoModelForImageTextToText` with a causal text model, and its processor.
+
+    Args:
+        name_or_path: hub id or folder.
+        peft_config: adapters to add; their weights train.
+        trainable: parts of the pretrained weights that train, among `vision`, `projector`, `language`. Default:
+            none with `peft_config`, else `("language",)`.
+        dtype: of the weights; `"auto"` keeps the checkpoint's.
+        attn_implementation: `sdpa` or `eager` share the prompt; others take the plain path.
+        processor: replaces the checkpoint's own processor.
+        **kwargs: passed to `from_pretrained` of the model (`revision`, `quantization_config`, `device_map`, ...).
+
+    Raises:
+        UnsupportedModelError: encoder-decoder models and unknown seams.
+    """
+    shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+    if processor is None:
+        processor = AutoProcessor.from_pretrained(name_or_path, **shared)
+    if attn_implementation is not None:
+        kwargs["attn_implementation"] = attn_implementation
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name_or_path, dtype=dtype, **kwargs)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"`model_name_or_path={name_or_path}` is not an image-text-to-text model of transformers. "
+            "Choose a vision-language model with a causal text model."
+        ) from error
+    return make_backbone(model, processor, peft_config=peft_config, trainable=trainable)
+
+
+def make_backbone(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    *,
+    peft_config: PeftConfig | None = None,
+    trainable: Sequence[str] | None = None,
+) -> Backbone:
+    """A backbone from a model in memory; arguments as in `load_backbone`."""
+    if trainable is None:
+        trainable = () if peft_config is not None or hasattr(model, "peft_config") else ("language",)
+    find_text_model(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, peft_config)
+    apply_freeze_rules(model, trainable)
+    return Backbone(model, processor)

@@ -1,0 +1,61 @@
+"""Heads on the text model's last hidden state: the model's own language head, and the critic.
+
+Shapes: M token positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LanguageHead:
+    """The language-model head as the policy's distribution: softmax over every token that may be said.
+
+        logits = softcap * tanh(W h / softcap);   logits[forbidden] = -inf
+
+    Placeholder tokens are left out of the distribution itself, in sampling and in scoring alike, so that sampled
+    log-probs are the log-probs of the policy that acted. Holds references only; it is not a module.
+    """
+
+    def __init__(self, projection: nn.Module, softcap: float | None, forbidden_ids: frozenset[int]) -> None:
+        self.projection = projection
+        self.softcap = softcap
+        self.forbidden = torch.tensor(sorted(forbidden_ids), dtype=torch.long)
+
+    @property
+    def weight(self) -> Tensor | None:
+        """(V, D) the matrix, if the head is nothing but one frozen matrix on this device; else None."""
+        weight = getattr(self.projection, "weight", None)
+        plain = type(self.projection) is nn.Linear and self.projection.bias is None and self.softcap is None
+        # Sharded weights (DTensor, ZeRO) are only whole inside their module's own forward.
+        whole = type(weight) is nn.Parameter and not hasattr(weight, "ds_id")
+        return weight if plain and whole and not weight.requires_grad else None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(M, D) hidden states to (M, V) fp32 logits."""
+        logits = self.projection(hidden).float()
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return self.forbid(logits)
+
+    def forbid(self, logits: Tensor) -> Tensor:
+        if self.forbidden.numel() == 0:
+            return logits
+        return logits.index_fill(-1, self.forbidden.to(logits.device), float("-inf"))
+
+
+class ValueHead(nn.Linear):
+    """The critic V(s) = w . h + b on the last hidden state: fp32, zero at the start, no dropout.
+
+    Zero initialisation makes the first advantages those of the plain return, instead of noise."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 1, dtype=torch.float32)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) to (...) fp32 values."""
+        with torch.autocast(hidden.device.type, enabled=False):  # mixed precision must not round the critic
+            return super().forward(hidden.to(self.weight.dtype)).squeeze(-1)
