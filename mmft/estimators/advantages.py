@@ -1,7 +1,7 @@
 """Advantages: how much better a step was than the critic expected.
 
-Nothing is normalised here: whitening is a separate step (`_masking.masked_whiten`), so that these numbers match
-their closed forms. `estimators.returns` says what `next_values`, `terminated` and `last` are.
+Nothing is normalised here: whitening is a separate step (`_masking.masked_whiten`), so that these numbers
+match their closed forms. `estimators.returns` says what `next_values`, `terminated` and `last` are.
 """
 
 from __future__ import annotations

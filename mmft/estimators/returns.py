@@ -1,8 +1,8 @@
 """Returns: what followed a step, discounted, with a value estimate standing in for what was not seen.
 
 Conventions of this package: tensors are (B, T) in time order. `next_values[t]` is V(s_{t+1}), also across the
-end of a window. `terminated` marks steps after which nothing follows (no bootstrap), `last` the last step of an
-episode or window (the recursion stops, the bootstrap stays). Computed in float32 at least.
+end of a window. `terminated` marks steps after which nothing follows (no bootstrap), `last` the last step of
+an episode or window (the recursion stops, the bootstrap stays). Computed in float32 at least.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def discounted_return(rewards: Tensor, mask: Tensor, *, discount: float) -> Tens
 def shift_values(values: Tensor, mask: Tensor, bootstrap_values: Tensor | None = None) -> Tensor:
     """V(s_{t+1}) for each step of right-padded rows: `values` moved one step left.
 
-    After the last valid step stands `bootstrap_values` (B,), the value of the state the row was cut at; without
-    it 0, as for rows that ended. Padded positions are 0.
+    After the last valid step stands `bootstrap_values` (B,), the value of the state a row was cut at, or 0 as
+    for rows that ended. Padded positions are 0.
     """
     check_shapes(values=(values, "BT"), mask=(mask, "BT"))
     shifted = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
@@ -107,7 +107,7 @@ def spread_discount(discount: float | Tensor, like: Tensor) -> Tensor:
 def _prepare(
     rewards: Tensor, next_values: Tensor, terminated: Tensor, last: Tensor, discount: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Checked inputs: rewards, next values (0 after a terminated step), discounts, and where recursions stop."""
+    """Rewards, next values (0 after a terminated step), discounts, and where recursions stop; all checked."""
     check_shapes(
         rewards=(rewards, "BT"),
         next_values=(next_values, "BT"),

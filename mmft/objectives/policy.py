@@ -62,7 +62,7 @@ def clip_fraction(
 
 @torch.no_grad()
 def approximate_kl(logps: Tensor, old_logps: Tensor, mask: Tensor, *, num_tokens: float | Tensor) -> Tensor:
-    """KL(old || new) over tokens drawn from the old policy, by Schulman's k3 estimator (2020): never negative.
+    """KL(old || new) over tokens drawn from the old policy, by Schulman's k3 estimator (2020): never below 0.
 
         (1/N) sum_bt mask * (ratio - 1 - log ratio)
 

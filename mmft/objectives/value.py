@@ -18,11 +18,12 @@ def clipped_value_loss(
     clip: float,
     num_tokens: float | Tensor,
 ) -> Tensor:
-    """PPO's pessimistic squared error (Engstrom et al. 2020, arXiv:2005.12729, sec. 3; halved as in TRL): minimise it.
+    """PPO's pessimistic squared error (Engstrom et al. 2020, arXiv:2005.12729, sec. 3), halved: minimise it.
 
         loss = (1/2N) sum_bt mask * max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2)
 
-    eps = `clip` (infinity switches it off), N = `num_tokens`. Only `values` gets a gradient. Shapes: all (B, T) -> ().
+    eps = `clip` (infinity switches it off), N = `num_tokens`. Only `values` gets a gradient.
+    Shapes: all (B, T) -> ().
     """
     error, clipped_error = _squared_errors(values, old_values, returns, mask, clip)
     return 0.5 * masked_sum(torch.maximum(error, clipped_error), mask) / num_tokens
@@ -38,7 +39,7 @@ def value_clip_fraction(
     clip: float,
     num_tokens: float | Tensor,
 ) -> Tensor:
-    """Share of tokens where the clipped error is the larger one, so that the critic stays. Shapes: all (B, T) -> ()."""
+    """Share of tokens where the clipped error is the larger: the critic stays. Shapes: all (B, T) -> ()."""
     error, clipped_error = _squared_errors(values, old_values, returns, mask, clip)
     return masked_sum(clipped_error > error, mask) / num_tokens
 
@@ -47,16 +48,15 @@ def value_clip_fraction(
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce = identity) -> Tensor:
     """Share of the returns' variance that the critic accounts for, over the valid tokens of all processes.
 
-        1 - Var(R - V) / Var(R)      1: perfect, 0: no better than a constant, below 0: worse, NaN: constant returns
+        1 - Var(R - V) / Var(R)          1: all of it, 0: no more than a constant does, below 0: worse
 
-    Shapes: all (B, T) -> ().
+    NaN if the returns do not vary. Shapes: all (B, T) -> ().
     """
     check_shapes(values=(values, "BT"), returns=(returns, "BT"), mask=(mask, "BT"))
     residuals = at_least_float32(returns) - at_least_float32(values)
-    explained = 1 - masked_var(residuals, mask, reduce=reduce) / (
-        var := masked_var(returns, mask, reduce=reduce)
-    )
-    return torch.where(var > 0, explained, torch.full_like(explained, torch.nan))
+    var_returns = masked_var(returns, mask, reduce=reduce)
+    unexplained = masked_var(residuals, mask, reduce=reduce) / var_returns
+    return torch.where(var_returns > 0, 1 - unexplained, torch.nan)
 
 
 def _squared_errors(
