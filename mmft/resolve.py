@@ -1,0 +1,176 @@
+"""Rewards by name, as a config or the command line writes them.
+
+This is the only place where mmft meets the `rewards` package, and it does so by name: the library itself
+takes callables.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mmft.engine.judging import reward_names
+from mmft.errors import ConfigError
+from mmft.types import RewardFunction
+
+RewardSpec = str | Mapping[str, Any]
+"""`captioning` or `{name: captioning, alpha: 1.0}`; names may also be `trl:NAME` or `my_module:my_reward`."""
+
+SHORT_NAMES = {
+    "bleu": "rewards:bleu_reward",
+    "captioning": "rewards:CaptioningReward",
+    "detail": "rewards:detail_reward",
+    "length_penalty": "rewards:length_penalty",
+}
+_TRL_PREFIXES = ("trl:", "trl.rewards.", "trl.rewards:")
+
+
+def resolve_rewards(specs: Sequence[RewardSpec] | RewardSpec) -> tuple[list[RewardFunction], list[str]]:
+    """A config's list of rewards as callables, and their names for metrics, made unique."""
+    specs = [specs] if isinstance(specs, (str, Mapping)) else list(specs)
+    rewards = [resolve_reward(spec) for spec in specs]
+    return rewards, list(reward_names(rewards))
+
+
+def resolve_reward(spec: RewardSpec) -> RewardFunction:
+    """One reward from its name and arguments.
+
+    - A short name: `captioning`, `bleu`, `detail`, `length_penalty`.
+    - `trl:NAME` or `trl.rewards.NAME`: a reward that ships with TRL. Names that start with `get_` make a
+    reward from
+      the arguments. TRL's rewards read messages; they are wrapped so that text prompts work as well.
+    - `my_module:my_reward`: your own, from the current folder or an installed package. A class is made with
+    the
+      arguments; a function gets them at each call.
+
+    Raises:
+        ConfigError: Nothing of that name, not callable, or arguments it does not take.
+    """
+    name, arguments = _name_and_arguments(spec)
+    if name.startswith(_TRL_PREFIXES):
+        return _trl_reward(name, arguments)
+    return _made(_imported(SHORT_NAMES.get(name, name), name), name, arguments)
+
+
+class MessageForm:
+    """A reward that reads messages, made to take plain-text completions too."""
+
+    def __init__(self, reward: RewardFunction) -> None:
+        self.reward = reward
+        (self.__name__,) = reward_names([reward])
+
+    def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+        """Hand everything on, strings turned to `[{"role": "assistant", "content": text}]`."""
+        messages = [
+            [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+            for completion in completions
+        ]
+        return self.reward(prompts=prompts, completions=messages, **columns)
+
+
+def _name_and_arguments(spec: RewardSpec) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, str):
+        return spec.strip(), {}
+    arguments = dict(spec) if isinstance(spec, Mapping) else {}
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"a reward is a name, or a mapping with `name` and arguments; got {spec!r}.")
+    return name.strip(), arguments
+
+
+def _trl_reward(name: str, arguments: dict[str, Any]) -> RewardFunction:
+    module = importlib.import_module("trl.rewards")
+    short = next(name.removeprefix(prefix) for prefix in _TRL_PREFIXES if name.startswith(prefix))
+    offered = [known for known in dir(module) if known.endswith(("reward", "punishment"))]
+    if short not in offered:
+        raise ConfigError(
+            f"`reward_funcs` names {name!r}; trl.rewards has no {short!r}. {_suggestion(short, offered)}"
+        )
+    found = getattr(module, short)
+    if short.startswith("get_"):
+        _check_arguments(found, name, arguments)
+        found, arguments = _constructed(found, name, arguments), {}
+    return MessageForm(_made(found, name, arguments))
+
+
+def _imported(path: str, name: str) -> Any:
+    """The object at `module:attribute` (or `module.attribute`)."""
+    module_name, colon, attribute = path.partition(":")
+    if not colon:
+        module_name, _, attribute = path.rpartition(".")
+    if not module_name or not attribute:
+        raise ConfigError(
+            f"`reward_funcs` names {name!r}, which is no known reward. {_suggestion(name, list(SHORT_NAMES))}"
+            " Your own is written `my_module:my_reward`, one of TRL's `trl:think_format_reward`."
+        )
+    module = _module(module_name, name)
+    if not hasattr(module, attribute):
+        offered = [known for known in dir(module) if not known.startswith("_")]
+        raise ConfigError(
+            f"`reward_funcs` names {name!r}; {module_name} ({getattr(module, '__file__', 'a package')}) has "
+            f"no {attribute!r}. {_suggestion(attribute, offered)}"
+        )
+    return getattr(module, attribute)
+
+
+def _module(module_name: str, name: str) -> Any:
+    # The `mmft` command does not put the current folder on the path, as `python -m mmft` does. Last, so that
+    # a file of the user's hides no installed package.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "")
+        remedy = (
+            f"Run from the folder that holds {module_name.partition('.')[0]}, or install it."
+            if missing
+            else "It is there, but its own imports fail."
+        )
+        raise ConfigError(f"`reward_funcs` names {name!r}: {error}. {remedy}") from error
+
+
+def _made(found: Any, name: str, arguments: dict[str, Any]) -> RewardFunction:
+    if not callable(found):
+        raise ConfigError(f"`reward_funcs` names {name!r}, which is {found!r} and cannot be called.")
+    if inspect.isclass(found):
+        _check_arguments(found, name, arguments)
+        return _constructed(found, name, arguments)
+    if not arguments:
+        return found
+    _check_arguments(found, name, arguments)
+    reward: Any = functools.partial(found, **arguments)
+    (reward.__name__,) = reward_names([found])
+    return reward
+
+
+def _constructed(found: Callable[..., Any], name: str, arguments: dict[str, Any]) -> RewardFunction:
+    try:
+        reward = found(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"reward {name!r} cannot be made from {arguments}: {error}") from error
+    if not callable(reward):
+        raise ConfigError(
+            f"`reward_funcs` names {name!r}; its instances cannot be called. Give it `__call__`."
+        )
+    return reward
+
+
+def _check_arguments(found: Callable[..., Any], name: str, arguments: dict[str, Any]) -> None:
+    """Unknown arguments would vanish in a reward's `**columns`, so only named parameters count."""
+    parameters = inspect.signature(found).parameters.values()
+    takes = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    for argument in arguments:
+        if argument not in takes:
+            raise ConfigError(f"reward {name!r} has no argument {argument!r}. {_suggestion(argument, takes)}")
+
+
+def _suggestion(wrong: str, offered: Sequence[str]) -> str:
+    near = difflib.get_close_matches(wrong, offered, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(sorted(offered)) or 'none'}."
