@@ -46,6 +46,7 @@ def process_row(processor: Any, row: PromptRow) -> PromptInputs:
             f"row {row.key}: the processor {type(processor).__name__} refused the prompt: {error}. "
             f"The rendered prompt begins with {text[:80]!r} and has {len(row.images)} image(s)."
         ) from error
+    features.pop("labels", None)  # PaliGemma's processor always makes them
     return PromptInputs(dict(features))
 
 

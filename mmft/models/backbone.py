@@ -1,10 +1,12 @@
-"""A pretrained vision-language model, seen as the engine needs it: a seam, a text model, a head and a processor."""
+"""A pretrained vision-language model, seen as the engine needs it: seam, text model, head and processor."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from mmft.errors import UnsupportedModelError
 from mmft.models.freezing import apply_freeze_rules, trains_before_seam
 from mmft.models.heads import LanguageHead
 from mmft.models.prompts import PromptEncoding, PromptInputs, Visibility, encoding_from_call
-from mmft.models.seam import capture_text_inputs, find_text_model
+from mmft.models.seam import capture_text_inputs, find_text_model, has_adapters, unwrap
 from mmft.models.special_tokens import end_token_ids, pad_token_id, placeholder_token_ids
 
 if TYPE_CHECKING:
@@ -47,11 +49,11 @@ class Backbone(nn.Module):
     @property
     def base(self) -> PreTrainedModel:
         """The transformers model under any PEFT wrapper; adapters stay active in it."""
-        return self.model.get_base_model() if self.has_adapters else self.model
+        return unwrap(self.model)
 
     @property
     def has_adapters(self) -> bool:
-        return hasattr(self.model, "peft_config") and hasattr(self.model, "get_base_model")
+        return has_adapters(self.model)
 
     @property
     def text_model(self) -> nn.Module:
@@ -78,7 +80,7 @@ class Backbone(nn.Module):
         """The language-model head, with whatever the model does between head and logits."""
         return LanguageHead(
             projection=self.base.get_output_embeddings(),
-            softcap=getattr(self.text_config, "final_logit_softcapping", None),
+            softcap=_softcap(self.base),
             forbidden_ids=self.forbidden_ids,
         )
 
@@ -101,12 +103,17 @@ class Backbone(nn.Module):
         unknown = set(self.attention_kinds) - ATTENTION_KINDS
         if unknown:
             return f"layers of kind {sorted(unknown)} carry state that branches cannot share"
-        implementation = getattr(self.text_model.config, "_attn_implementation", "eager")
-        if implementation not in MASKED_ATTENTION:
-            return f"attn_implementation={implementation!r} takes no 4-D mask; use 'sdpa'"
-        if self.has_adapters and any(config.is_prompt_learning for config in self.model.peft_config.values()):
+        if self.attn_implementation not in MASKED_ATTENTION:
+            return f"attn_implementation={self.attn_implementation!r} takes no 4-D mask; use 'sdpa'"
+        configs = cast(Any, self.model).peft_config.values() if self.has_adapters else ()
+        if any(config.is_prompt_learning for config in configs):
             return "prompt-learning adapters add virtual tokens inside the model"
         return None
+
+    @property
+    def attn_implementation(self) -> str:
+        """How the text model attends; a wrapper's config may name another for its vision tower."""
+        return str(cast(Any, self.text_model).config._attn_implementation)
 
     @property
     def caches_encodings(self) -> bool:
@@ -121,7 +128,8 @@ class Backbone(nn.Module):
         return encoding_from_call(arguments, self.attention_kinds)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        return self.base.get_input_embeddings()(ids)
+        embeds: Tensor = self.base.get_input_embeddings()(ids)
+        return embeds
 
     def run_text(
         self,
@@ -140,7 +148,8 @@ class Backbone(nn.Module):
             positions: (A, B, Q) position ids.
             visible: per attention kind, (B, Q, K) True where a query may look at a key.
             cache: earlier keys and values; this call's are appended.
-            visual_mask: (B, Q) True at image tokens, with `deepstack` their extra features per layer.
+            visual_mask: (B, Q) True at image tokens, where `deepstack` adds to them.
+            deepstack: per layer the (image tokens, D) features to add.
 
         Returns:
             (B, Q, D) last hidden states, after the final norm.
@@ -157,11 +166,12 @@ class Backbone(nn.Module):
             use_cache=cache is not None,
             **extras,
         )
-        return output.last_hidden_state
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
     def _attention_mask(self, visible: Tensor) -> Tensor:
         visible = visible[:, None]
-        if self.text_model.config._attn_implementation == "sdpa":
+        if self.attn_implementation == "sdpa":
             return visible
         blocked = torch.finfo(self.dtype).min
         return torch.zeros_like(visible, dtype=self.dtype).masked_fill(~visible, blocked)
@@ -171,8 +181,21 @@ class Backbone(nn.Module):
         """The pretrained model: adapters off, whatever else trains unchanged."""
         if not self.has_adapters:
             raise UnsupportedModelError("the model has no adapters to switch off; keep a frozen copy instead")
-        with self.model.disable_adapter():
+        with cast(Any, self.model).disable_adapter():
             yield
+
+
+@functools.cache
+def _forward_mentions(model_class: type, name: str) -> bool:
+    return name in inspect.getsource(model_class.forward)
+
+
+def _softcap(model: PreTrainedModel) -> float | None:
+    """Gemma-family configs all carry a soft cap, but not every model class applies it (Gemma 3's ignores it): only
+    the class's own forward tells. Verification compares with that forward on the first batch."""
+    name = "final_logit_softcapping"
+    cap = getattr(model.config.get_text_config(decoder=True), name, None)
+    return cap if _forward_mentions(type(model), name) else None
 
 
 def load_backbone(
@@ -190,12 +213,12 @@ def load_backbone(
     Args:
         name_or_path: hub id or folder.
         peft_config: adapters to add; their weights train.
-        trainable: parts of the pretrained weights that train, among `vision`, `projector`, `language`. Default:
-            none with `peft_config`, else `("language",)`.
+        trainable: parts of the pretrained weights that train, among `vision`, `projector`, `language`.
+            Default: none with `peft_config`, else `("language",)`.
         dtype: of the weights; `"auto"` keeps the checkpoint's.
         attn_implementation: `sdpa` or `eager` share the prompt; others take the plain path.
         processor: replaces the checkpoint's own processor.
-        **kwargs: passed to `from_pretrained` of the model (`revision`, `quantization_config`, `device_map`, ...).
+        **kwargs: passed to the model's `from_pretrained` (`revision`, `quantization_config`, `device_map`, ...).
 
     Raises:
         UnsupportedModelError: encoder-decoder models and unknown seams.
@@ -218,7 +241,7 @@ def load_backbone(
 
 
 def make_backbone(
-    model: PreTrainedModel,
+    model: nn.Module,
     processor: ProcessorMixin,
     *,
     peft_config: PeftConfig | None = None,
@@ -226,11 +249,11 @@ def make_backbone(
 ) -> Backbone:
     """A backbone from a model in memory; arguments as in `load_backbone`."""
     if trainable is None:
-        trainable = () if peft_config is not None or hasattr(model, "peft_config") else ("language",)
-    find_text_model(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        trainable = () if peft_config is not None or has_adapters(model) else ("language",)
+    find_text_model(unwrap(model))  # an unsupported model is named before adapters are put into it
     if peft_config is not None:
         from peft import get_peft_model
 
-        model = get_peft_model(model, peft_config)
+        model = get_peft_model(unwrap(model), peft_config)
     apply_freeze_rules(model, trainable)
     return Backbone(model, processor)

@@ -14,8 +14,8 @@ class LanguageHead:
 
         logits = softcap * tanh(W h / softcap);   logits[forbidden] = -inf
 
-    Placeholder tokens are left out of the distribution itself, in sampling and in scoring alike, so that sampled
-    log-probs are the log-probs of the policy that acted. Holds references only; it is not a module.
+    Placeholder tokens are left out of the distribution itself, in sampling and in scoring alike, so that
+    sampled log-probs are the log-probs of the policy that acted. Holds references only; it is not a module.
     """
 
     def __init__(self, projection: nn.Module, softcap: float | None, forbidden_ids: frozenset[int]) -> None:
@@ -26,11 +26,12 @@ class LanguageHead:
     @property
     def weight(self) -> Tensor | None:
         """(V, D) the matrix, if the head is nothing but one frozen matrix on this device; else None."""
-        weight = getattr(self.projection, "weight", None)
-        plain = type(self.projection) is nn.Linear and self.projection.bias is None and self.softcap is None
+        if type(self.projection) is not nn.Linear or self.projection.bias is not None or self.softcap is not None:
+            return None
+        weight: Tensor = self.projection.weight
         # Sharded weights (DTensor, ZeRO) are only whole inside their module's own forward.
         whole = type(weight) is nn.Parameter and not hasattr(weight, "ds_id")
-        return weight if plain and whole and not weight.requires_grad else None
+        return weight if whole and not weight.requires_grad else None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(M, D) hidden states to (M, V) fp32 logits."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmft.errors import UnsupportedModelError
 
 Visibility = dict[str, Tensor]
-"""Per attention kind (`full_attention`, `sliding_attention`): True where a query (row) may look at a key (column)."""
+"""Per attention kind (`full_attention`, `sliding_attention`) True where a query (row) sees a key (column)."""
 
 KNOWN_ARGUMENTS = frozenset({
     "inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks", "deepstack_visual_embeds",
@@ -50,7 +50,7 @@ class PromptEncoding:
     positions: Tensor
     """(A, P) position ids per rotary axis."""
     visible: Visibility | None
-    """(P, P) per attention kind where the model builds its own mask (image blocks, prefix-LM); None = causal."""
+    """(P, P) per attention kind where the model makes its own mask (image blocks, prefix-LM); None = causal."""
     visual_mask: Tensor | None = None
     """(P,) True at image tokens, for models that add visual features in later layers (deepstack)."""
     deepstack: tuple[Tensor, ...] = ()
@@ -62,7 +62,7 @@ class PromptEncoding:
 
     @property
     def next_position(self) -> Tensor:
-        """() the position of the first completion token: max over all axes + 1 (M-RoPE does not count tokens)."""
+        """() position of the first completion token: max over all axes + 1, as M-RoPE does not count tokens."""
         return self.positions.max() + 1
 
     @property
@@ -105,7 +105,7 @@ def _positions(position_ids: Tensor | None, num_tokens: int, device: torch.devic
 
 
 def _visibility(mask: Any, num_tokens: int, kinds: Sequence[str], device: torch.device) -> Visibility | None:
-    """A model that hands over a finished mask has a reason (image blocks, prefix-LM): keep exactly that mask."""
+    """A model that hands over a finished mask has a reason (image blocks, prefix-LM): keep that very mask."""
     if isinstance(mask, dict):
         return {kind: _as_visible(mask.get(kind), num_tokens, device) for kind in kinds}
     if mask is None or mask.ndim == 2:
@@ -175,9 +175,9 @@ def _stack_positions(pads: Sequence[int], encodings: Sequence[PromptEncoding]) -
 def _stack_left(pads: Sequence[int], tensors: Sequence[Tensor]) -> Tensor:
     """Stacks (P_b, ...) tensors to (B, P, ...), padding in front with zeros."""
     tail = [0, 0] * (tensors[0].ndim - 1)
-    return torch.stack([
-        torch.nn.functional.pad(t, (*tail, pad, 0)) if pad else t for pad, t in zip(pads, tensors, strict=True)
-    ])  # fmt: skip
+    return torch.stack(
+        [torch.nn.functional.pad(t, (*tail, pad, 0)) for pad, t in zip(pads, tensors, strict=True)]
+    )
 
 
 def _stack_masks(encodings: Sequence[PromptEncoding], width: int) -> Visibility:

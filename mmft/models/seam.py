@@ -1,15 +1,16 @@
 """The seam: the one call a vision-language model makes into its text model.
 
-Everything model-specific (image encoders, projectors, placeholder merging, rotary indices, image masks) happens before
-that call. The engine captures its arguments once per prompt and drives the text model itself from there on.
+Everything model-specific (image encoders, projectors, placeholder merging, rotary indices, image masks) happens
+before that call. The engine captures its arguments once per prompt and drives the text model itself from there on.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mmft.errors import UnsupportedModelError
 
@@ -18,6 +19,16 @@ TEXT_MODEL_NAMES = ("language_model", "text_model")
 
 class _SeamReached(Exception):
     """Raised inside the hook to stop the forward at the seam; never leaves this module."""
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """True for a model wrapped by PEFT."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model under any PEFT wrapper; adapters stay active in it."""
+    return cast(PreTrainedModel, cast(Any, model).get_base_model() if has_adapters(model) else model)
 
 
 def find_text_model(model: nn.Module) -> nn.Module:
@@ -38,12 +49,12 @@ def find_text_model(model: nn.Module) -> nn.Module:
         candidate = getattr(inner, name, None)
         if isinstance(candidate, nn.Module) and _is_headless(candidate):
             return candidate
-    candidate = model.get_decoder() if hasattr(model, "get_decoder") else None
+    candidate = cast(Any, model).get_decoder() if hasattr(model, "get_decoder") else None
     if isinstance(candidate, nn.Module) and candidate is not model and _is_headless(candidate):
         return candidate
     raise UnsupportedModelError(
-        f"No text model found in {type(model).__name__}: looked for `model.language_model`, `model.text_model` and "
-        "`get_decoder()` without a language-model head. The model is not laid out like the decoder-style "
+        f"No text model found in {type(model).__name__}: looked for `model.language_model`, `model.text_model` "
+        "and `get_decoder()` without a language-model head. The model is not laid out like the decoder-style "
         "vision-language models of transformers 5."
     )
 
@@ -66,8 +77,8 @@ def capture_text_inputs(model: nn.Module, text_model: nn.Module, inputs: dict[st
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
             raise UnsupportedModelError(
-                f"{type(model).__name__} passes positional arguments to its text model; only keyword arguments "
-                "can be captured. This model cannot be trained with mmft."
+                f"{type(model).__name__} passes positional arguments to its text model; only keyword "
+                "arguments can be captured. This model cannot be trained with mmft."
             )
         captured.update(kwargs)
         raise _SeamReached

@@ -8,8 +8,8 @@ from typing import Any
 
 PLACEHOLDER_NAME = re.compile(r"^(image|img|video|audio|vision|boi|eoi|boa|eoa|fake_image).*_(id|ids|index)$")
 PROCESSOR_TOKENS = (
-    "image_token", "video_token", "audio_token", "fake_image_token", "global_image_token", "boi_token", "eoi_token",
-    "start_image_token", "end_image_token",
+    "image_token", "video_token", "audio_token", "fake_image_token", "global_image_token", "boi_token",
+    "eoi_token", "start_image_token", "end_image_token",
 )  # fmt: skip
 
 
@@ -39,8 +39,10 @@ def pad_token_id(processor: Any, end_ids: frozenset[int]) -> int:
 
 
 def placeholder_token_ids(model: Any, processor: Any) -> frozenset[int]:
-    """Ids that stand for pictures, videos or sounds. A sampled one would have no features to stand for: the classic
-    cause of "image features and image tokens do not match" in the next forward."""
+    """Ids that stand for pictures, videos or sounds.
+
+    A sampled one would have no features to stand for: the classic cause of "image features and image tokens do not
+    match" in the next forward."""
     ids: set[int] = set()
     for config in (model.config, model.config.get_text_config(decoder=True)):
         for name, value in vars(config).items():

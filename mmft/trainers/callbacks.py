@@ -1,0 +1,79 @@
+"""What a run writes and shows while it trains: `metrics.jsonl`, `samples.jsonl`, the reward on the progress bar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+
+
+class RunFiles(TrainerCallback):
+    """Appends every log line to `metrics.jsonl`. A resumed run drops the lines after its checkpoint first."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / METRICS_FILE
+            kept = [line for line in _lines(path) if json.loads(line)["step"] <= state.global_step]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(kept if state.global_step else []))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            append_line(Path(args.output_dir) / METRICS_FILE, {"step": state.global_step} | logs)
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Adds one JSON line to a file, making its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines(keepends=True) if path.is_file() else []
+
+
+class RewardProgress(ProgressCallback):
+    """The Trainer's progress bar, with reward and KL behind it instead of a printed line per log."""
+
+    SHOWN = ("reward", "kl", "completions/mean_length")
+
+    @classmethod
+    def install(cls, trainer: Trainer) -> None:
+        """Replaces the trainer's own progress bar, if it has one."""
+        if not trainer.args.disable_tqdm:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(cls())
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None and logs and "reward" in logs:
+            shown = {name.split("/")[-1]: f"{logs[name]:.3f}" for name in self.SHOWN if name in logs}
+            self.training_bar.set_postfix(shown)

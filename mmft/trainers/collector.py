@@ -1,0 +1,262 @@
+"""Making experience: rows in, completions, rewards and reference log-probs out. Runs on one process's share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmft.data.rows import PromptDataset
+from mmft.engine.actor_critic import Prompts, VLMActorCritic
+from mmft.engine.judging import Judgement, RewardSuite
+from mmft.engine.packing import Completions
+from mmft.engine.prompt_encoder import PromptEncoder
+from mmft.engine.rollout import Samples
+from mmft.engine.sampling import SamplingParams
+from mmft.engine.verify import Verification, verify_packed
+from mmft.estimators.rewards import judged_mask
+from mmft.trainers.experience import Experience, load_experience
+from mmft.trainers.metric_log import MetricLog
+from mmft.types import PromptRow
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Sampled completions of some rows, with their texts and what the rewards said."""
+
+    rows: list[PromptRow]
+    prompts: Prompts
+    samples: Samples
+    texts: list[list[str]]
+    """Per row, its G completions."""
+    judgement: Judgement
+
+
+class Collector:
+    """Samples and judges completions with the policy as it is.
+
+    Attributes:
+        verification: outcome of comparing packed with plain scoring on the first batch; None before it.
+    """
+
+    def __init__(
+        self,
+        actor_critic: VLMActorCritic,
+        encoder: PromptEncoder,
+        rewards: RewardSuite,
+        metrics: MetricLog,
+        *,
+        anyone_open: Callable[[bool], bool],
+    ) -> None:
+        self.actor_critic = actor_critic
+        self.encoder = encoder
+        self.rewards = rewards
+        self.metrics = metrics
+        self.anyone_open = anyone_open
+        self.verification: Verification | None = None
+
+    @property
+    def backbone(self) -> Any:
+        return self.actor_critic.backbone
+
+    def prepare_prompts(self, rows: list[PromptRow]) -> Prompts:
+        """Encodings where they stay valid; raw inputs where the graph or the plain path needs them."""
+        if self.actor_critic.packed and self.backbone.caches_encodings:
+            return self.encoder.encode(rows)
+        return [self.encoder.inputs(row) for row in rows]
+
+    def judge(
+        self,
+        rows: list[PromptRow],
+        params: SamplingParams,
+        noise: Tensor | None,
+        *,
+        rewards: RewardSuite | None = None,
+        batch_size: int | None = None,
+        trainer_state: Any = None,
+    ) -> Judged:
+        """Draws completions for the rows and scores them; greedy without noise.
+
+        `batch_size` bounds the completions that are decoded together."""
+        with _evaluating(self.actor_critic):
+            with self.metrics.timed("encoding"):
+                prompts = self.prepare_prompts(rows)
+            with self.metrics.timed("sampling"):
+                samples = self._sample(prompts, params, noise, batch_size)
+            if self.verification is None:
+                prompts, samples = self._verify(rows, prompts, samples, params, noise, batch_size)
+        texts = self._decode(samples.completions, len(rows))
+        with self.metrics.timed("rewards"):
+            suite = self.rewards if rewards is None else rewards
+            ids = _split(samples.completions, len(rows))
+            judgement = suite.score(rows, texts, ids, trainer_state=trainer_state)
+        return Judged(rows, prompts, samples, texts, judgement)
+
+    def _sample(
+        self, prompts: Prompts, params: SamplingParams, noise: Tensor | None, batch_size: int | None
+    ) -> Samples:
+        count = params.num_generations
+        size = len(prompts) if batch_size is None else max(batch_size // count, 1)
+        parts = []
+        for start in range(0, len(prompts), size):
+            part = None if noise is None else noise[start * count : (start + size) * count]
+            parts.append(
+                self.actor_critic.sample(
+                    prompts[start : start + size], params, part, anyone_open=self.anyone_open
+                )
+            )
+        return parts[0] if len(parts) == 1 else join_samples(parts, self.backbone.pad_id)
+
+    def _verify(
+        self,
+        rows: list[PromptRow],
+        prompts: Prompts,
+        samples: Samples,
+        params: SamplingParams,
+        noise: Tensor | None,
+        batch_size: int | None,
+    ) -> tuple[Prompts, Samples]:
+        """Trusts packed scoring only after the model's own forward agreed; every process decides the same."""
+        reason = self.backbone.why_not_packed()
+        if reason is not None:
+            self.verification = Verification(packed=False, reason=reason)
+            return prompts, samples
+        inputs = self.encoder.inputs(rows[0])
+        with torch.no_grad():
+            encoding = self.backbone.encode(inputs)
+        verification = verify_packed(self.backbone, inputs, encoding, samples, params.policy_temperature)
+        if self.anyone_open(not verification.packed) and verification.packed:
+            verification = Verification(False, "packed log-probs differ on another process")
+        self.verification = verification
+        if verification.packed:
+            return prompts, samples
+        self.actor_critic.packed = False
+        prompts = self.prepare_prompts(rows)
+        return prompts, self._sample(prompts, params, noise, batch_size)
+
+    def _decode(self, completions: Completions, num_rows: int) -> list[list[str]]:
+        tokenizer = getattr(self.backbone.processor, "tokenizer", self.backbone.processor)
+        return [
+            tokenizer.batch_decode(group, skip_special_tokens=True) for group in _split(completions, num_rows)
+        ]
+
+    def to_experience(
+        self, number: int, row_indices: list[int], judged: Judged, *, kl: bool, temperature: float, size: int
+    ) -> Experience:
+        """Adds what training needs beyond the samples: reference log-probs, and fresh scores where the sampler's
+        differ from scoring by rounding (half precision) or lack values (plain path).
+
+        Args:
+            number: of the rollout.
+            row_indices: rows of the training set.
+            judged: the samples.
+            kl: whether reference log-probs are needed.
+            temperature: of the policy.
+            size: prompt groups per forward.
+        """
+        samples, scores = judged.samples, judged.judgement.total.to(judged.samples.logps.device)
+        experience = Experience(
+            number=number,
+            rows=row_indices,
+            prompts=judged.prompts,
+            completions=samples.completions,
+            scores=scores,
+            ended=samples.ended,
+            train_mask=judged_mask(scores, samples.completions.mask),
+            old_logps=samples.logps,
+            values=samples.values,
+        )
+        fresh = not self.actor_critic.packed or self.backbone.dtype not in (torch.float32, torch.float64)
+        updates: dict[str, Tensor] = {}
+        with _evaluating(self.actor_critic), torch.no_grad():
+            if fresh:
+                with self.metrics.timed("rescoring"):
+                    updates |= self._rescore(experience, temperature, size)
+            if kl:
+                with self.metrics.timed("reference"):
+                    updates["ref_logps"] = self._by_groups(
+                        experience,
+                        size,
+                        lambda part: {
+                            "ref": self.actor_critic.reference_logps(
+                                part.prompts, part.completions, temperature=temperature
+                            )
+                        },
+                    )["ref"]
+        return experience.with_tensors(**updates)
+
+    def _rescore(self, experience: Experience, temperature: float, size: int) -> dict[str, Tensor]:
+        def score(part: Experience) -> dict[str, Tensor]:
+            scores = self.actor_critic(part.prompts, part.completions, temperature=temperature)
+            values = {} if scores.values is None else {"values": scores.values}
+            return {"old_logps": scores.logps} | values
+
+        return self._by_groups(experience, size, score)
+
+    def _by_groups(
+        self, experience: Experience, size: int, score: Callable[[Experience], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Scores `size` prompt groups at a time and joins the (N, R) results."""
+        width = experience.completions.ids.shape[1]
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(0, len(experience.rows), size):
+            part = experience.take(list(range(start, min(start + size, len(experience.rows)))))
+            for name, tensor in score(part).items():
+                padded = torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
+                parts.setdefault(name, []).append(padded)
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+    def restore(self, path: str, dataset: PromptDataset) -> Experience:
+        """A saved rollout, its prompts encoded again."""
+        saved = load_experience(path, self.backbone.device)
+        rows = [dataset[index] for index in saved["rows"]]
+        return Experience(prompts=self.prepare_prompts(rows), **saved)
+
+
+def join_samples(parts: list[Samples], pad_id: int) -> Samples:
+    """Samples of consecutive prompts as one."""
+    width = max(part.completions.ids.shape[1] for part in parts)
+
+    def wide(tensors: list[Tensor], fill: float) -> Tensor:
+        return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in tensors])
+
+    offsets, index = 0, []
+    for part in parts:
+        index.append(part.completions.prompt_index + offsets)
+        offsets = int(index[-1][-1]) + 1
+    values = [part.values for part in parts if part.values is not None]
+    return Samples(
+        completions=Completions(
+            ids=wide([part.completions.ids for part in parts], pad_id),
+            mask=wide([part.completions.mask for part in parts], False),
+            prompt_index=torch.cat(index),
+        ),
+        logps=wide([part.logps for part in parts], 0.0),
+        values=wide(values, 0.0) if len(values) == len(parts) else None,
+        ended=torch.cat([part.ended for part in parts]),
+    )
+
+
+def _split(completions: Completions, num_rows: int) -> list[list[list[int]]]:
+    """Per row, the token ids of each of its completions."""
+    rows: list[list[list[int]]] = [[] for _ in range(num_rows)]
+    for ids, length, index in zip(
+        completions.ids.tolist(), completions.lengths.tolist(), completions.prompt_index.tolist(), strict=True
+    ):
+        rows[index].append(ids[:length])
+    return rows
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Dropout off for the block: rollouts are drawn from the policy, not from a thinned copy of it."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

@@ -1,0 +1,83 @@
+"""Settings that every online trainer honours: how rollouts are drawn, scored and cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from mmft.engine.sampling import SamplingParams
+from mmft.errors import ConfigError
+
+
+@dataclass
+class OnlineConfig(TrainingArguments):
+    """Fields of `transformers.TrainingArguments`, and those of a rollout.
+
+    One rollout draws `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches` completions on
+    each process and is trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps."""
+
+    per_device_train_batch_size: int = field(
+        default=8,
+        metadata={"help": "Completions per device in one forward; a multiple of `num_generations`."},
+    )
+    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
+    logging_steps: float = field(default=1, metadata={"help": "Optimizer steps between two log lines."})
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Trackers of transformers (wandb, trackio, tensorboard, ...)."}
+    )
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps per pass."})
+    num_generations: int = field(default=8, metadata={"help": "G, completions per distinct prompt, >= 1."})
+    max_completion_length: int = field(
+        default=64, metadata={"help": "Tokens after which a completion is cut."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Of the policy, in sampling and in scoring."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampler; 1 keeps every token."})
+    top_k: int = field(default=0, metadata={"help": "Tokens the sampler keeps; 0 keeps all."})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight per reward function; all 1 if unset."}
+    )
+    feature_cache_mb: int = field(
+        default=2048,
+        metadata={"help": "Memory for encoded prompts while the vision path is frozen; 0 is off."},
+    )
+    rollout_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Completions decoded together per device; the whole rollout if unset."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sampling_params()
+        for name in ("num_ppo_epochs", "num_mini_batches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"`{name}` must be >= 1; got {getattr(self, name)}.")
+        if self.temperature == 0:
+            raise ConfigError(
+                "`temperature` must be > 0 in training; got 0. A greedy policy explores nothing."
+            )
+        if self.per_device_train_batch_size % self.num_generations:
+            raise ConfigError(
+                f"`per_device_train_batch_size={self.per_device_train_batch_size}` counts completions and must be a "
+                f"multiple of `num_generations={self.num_generations}`, so that prompt groups stay whole."
+            )
+        if self.rollout_batch_size is not None and self.rollout_batch_size < self.num_generations:
+            raise ConfigError(
+                f"`rollout_batch_size={self.rollout_batch_size}` must be at least "
+                f"`num_generations={self.num_generations}`: the completions of a prompt are decoded together."
+            )
+        if self.feature_cache_mb < 0:
+            raise ConfigError(
+                f"`feature_cache_mb` must be >= 0; got {self.feature_cache_mb}. 0 switches it off."
+            )
+
+    def sampling_params(self) -> SamplingParams:
+        """The sampler's settings in training."""
+        return SamplingParams(
+            num_generations=self.num_generations,
+            max_completion_length=self.max_completion_length,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+        )

@@ -1,0 +1,104 @@
+"""What one process holds of a rollout, cut into micro-batches and kept through checkpoints.
+
+Shapes: N completions, R completion tokens, B prompts, G completions per prompt; N = B * G, prompt-major.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmft.engine.actor_critic import Prompts
+from mmft.engine.packing import Completions
+
+TENSORS = ("old_logps", "ref_logps", "values", "advantages", "returns", "train_mask")
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """Prompt groups with everything the objective needs; `None` where an algorithm has no use for it."""
+
+    number: int
+    """Which rollout of the run this is."""
+    rows: list[int]
+    """(B) rows of the training set."""
+    prompts: Prompts
+    """(B) encoded prompts, or raw ones where the vision path trains or prompts cannot be shared."""
+    completions: Completions
+    """N completions."""
+    scores: Tensor
+    """(N,) total reward, NaN where no reward could judge."""
+    ended: Tensor
+    """(N,) True where an end token was said."""
+    train_mask: Tensor
+    """(N, R) the completion tokens that train: those of judged completions."""
+    old_logps: Tensor
+    """(N, R) under the policy that sampled."""
+    ref_logps: Tensor | None = None
+    """(N, R) under the reference policy."""
+    values: Tensor | None = None
+    """(N, R) of the critic at sampling time."""
+    advantages: Tensor | None = None
+    """(N, R)"""
+    returns: Tensor | None = None
+    """(N, R) what the critic should have said."""
+
+    @property
+    def num_generations(self) -> int:
+        return self.completions.ids.shape[0] // len(self.rows)
+
+    def take(self, groups: list[int]) -> Experience:
+        """The named prompt groups, trimmed to their longest completion."""
+        count = self.num_generations
+        keep = torch.tensor([g * count + i for g in groups for i in range(count)], device=self.scores.device)
+        width = max(int(self.completions.lengths[keep].max()), 1)
+        tensors = {name: _part(getattr(self, name), keep, width) for name in TENSORS}
+        index = torch.arange(len(groups), device=keep.device).repeat_interleave(count)
+        return replace(
+            self,
+            rows=[self.rows[g] for g in groups],
+            prompts=[self.prompts[g] for g in groups],
+            completions=Completions(
+                self.completions.ids[keep, :width], self.completions.mask[keep, :width], index
+            ),
+            scores=self.scores[keep],
+            ended=self.ended[keep],
+            **tensors,
+        )
+
+    def with_tensors(self, **tensors: Tensor) -> Experience:
+        """A copy with some fields set."""
+        return replace(self, **tensors)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes all but the prompts, which are encoded again from their rows."""
+        tensors = {
+            "rows": torch.tensor(self.rows),
+            "ids": self.completions.ids,
+            "mask": self.completions.mask,
+            "prompt_index": self.completions.prompt_index,
+            "scores": self.scores,
+            "ended": self.ended,
+        } | {name: value for name in TENSORS if (value := getattr(self, name)) is not None}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(tensors, path, metadata={"rollout": str(self.number)})
+
+
+def load_experience(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
+    """The fields of a saved `Experience` except its prompts."""
+    with safe_open(Path(path), framework="pt", device=str(device)) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        number = int(file.metadata()["rollout"])
+    completions = Completions(tensors.pop("ids"), tensors.pop("mask"), tensors.pop("prompt_index"))
+    return {"number": number, "rows": tensors.pop("rows").tolist(), "completions": completions, **tensors}
+
+
+def _part(tensor: Tensor | None, keep: Tensor, width: int) -> Tensor | None:
+    return None if tensor is None else tensor[keep, :width]

@@ -1,0 +1,47 @@
+"""Means of everything measured between two log lines, over all processes, each with the weight it was measured by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from accelerate.utils import gather_object
+
+
+class MetricLog:
+    """Collects weighted values by name; `flush` returns their means over all processes and starts anew."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, value: float, weight: float = 1.0) -> None:
+        """Adds a value that stands for `weight` tokens, samples or calls; NaN values are left out."""
+        if weight <= 0 or math.isnan(value):
+            return
+        total, count = self._sums.get(name, (0.0, 0.0))
+        self._sums[name] = (total + float(value) * weight, count + weight)
+
+    def add_all(self, name: str, values: list[float]) -> None:
+        """Adds one value per sample."""
+        for value in values:
+            self.add(name, value)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds the block took."""
+        start = perf_counter()
+        yield
+        self.add(f"seconds/{name}", perf_counter() - start)
+
+    def flush(self) -> dict[str, float]:
+        """Global means by name, in order of first use; collective."""
+        gathered: list[dict[str, tuple[float, float]]] = gather_object([self._sums])
+        self._sums = {}
+        names = dict.fromkeys(name for sums in gathered for name in sums)
+        means = {}
+        for name in names:
+            parts = [sums[name] for sums in gathered if name in sums]
+            means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        return means

@@ -1,0 +1,387 @@
+"""The base of the online trainers: rollouts as the data source of the Hugging Face training loop.
+
+An algorithm adds its settings, `add_targets` (advantages, returns) and `compute_policy_loss`; see `trainers.ppo`.
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from mmft.data.rows import PromptDataset
+from mmft.engine.actor_critic import VLMActorCritic
+from mmft.engine.judging import RewardSuite
+from mmft.engine.prompt_encoder import PromptEncoder
+from mmft.engine.sampling import SamplingParams, sample_noise
+from mmft.engine.scoring import Scores
+from mmft.errors import ConfigError, NonFiniteError
+from mmft.models.backbone import Backbone, load_backbone, make_backbone
+from mmft.trainers.callbacks import RewardProgress, RunFiles
+from mmft.trainers.collector import Collector, Judged
+from mmft.trainers.config import OnlineConfig
+from mmft.trainers.experience import Experience
+from mmft.trainers.metric_log import MetricLog
+from mmft.trainers.schedule import RolloutPlan, Ticket, ticket_loader
+from mmft.types import RewardFunction
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftConfig
+    from torch.utils.data import DataLoader
+
+Rows = "PromptDataset | Dataset | list[dict[str, Any]]"
+
+
+class OnlineTrainer(Trainer, abc.ABC):
+    """Trains a policy on completions that it samples itself.
+
+    Args:
+        model: hub id or folder, a transformers model, a `Backbone`, or a `VLMActorCritic`.
+        reward_funcs: one callable or several; see `mmft.types.RewardFunction`.
+        args: the algorithm's config.
+        train_dataset: rows with `image`/`images`, `prompt` and any columns the rewards read.
+        eval_dataset: held-out rows, decoded greedily by `evaluate`.
+        processing_class: the processor; the checkpoint's own by default.
+        callbacks: added to the Trainer's.
+        optimizers: as in `transformers.Trainer`.
+        peft_config: adapters to train instead of the language model's weights.
+        eval_funcs: more reward-shaped callables that `evaluate` reports and training never sees.
+    """
+
+    needs_critic = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | Backbone | VLMActorCritic,
+        reward_funcs: RewardFunction | Sequence[RewardFunction],
+        args: OnlineConfig,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | None = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: PeftConfig | None = None,
+        eval_funcs: Sequence[RewardFunction] = (),
+    ) -> None:
+        reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        if not reward_funcs:
+            raise ConfigError("`reward_funcs` is empty; give at least one reward function.")
+        actor_critic = self._make_actor_critic(model, args, processing_class, peft_config)
+        self.reward_suite = RewardSuite(reward_funcs, args.reward_weights)
+        # Evaluation reports the optimised rewards and the others, the latter with weight 0.
+        weights = [*self.reward_suite.weights, *(0.0 for _ in eval_funcs)]
+        self.eval_suite = RewardSuite([*reward_funcs, *eval_funcs], weights)
+        self.metric_log = MetricLog()
+        self.experience: Experience | None = None
+        self._micro_batches: list[Experience] = []
+        self._resume_folder: Path | None = None
+        super().__init__(
+            model=actor_critic,
+            args=args,
+            train_dataset=_as_prompts(train_dataset, "train"),
+            eval_dataset=_as_prompts(eval_dataset, "eval"),
+            processing_class=actor_critic.backbone.processor,
+            callbacks=[RunFiles(), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        RewardProgress.install(self)
+        # Our loss is already a sum over the tokens of the whole optimizer step.
+        self.loss_is_scaled_for_ga = True
+        self.actor_critic = actor_critic
+        self.collector = Collector(
+            actor_critic,
+            PromptEncoder(actor_critic.backbone, 0 if self._is_sharded else args.feature_cache_mb * 2**20),
+            self.reward_suite,
+            self.metric_log,
+            anyone_open=self._anyone if self._is_sharded else lambda is_open: is_open,
+        )
+
+    def _make_actor_critic(
+        self, model: Any, args: OnlineConfig, processor: Any, peft_config: PeftConfig | None
+    ) -> VLMActorCritic:
+        if isinstance(model, VLMActorCritic):
+            return model
+        if isinstance(model, str):
+            model = load_backbone(model, processor=processor, peft_config=peft_config)
+        elif not isinstance(model, Backbone):
+            if processor is None:
+                raise ConfigError("`processing_class` is missing: a model in memory needs its processor.")
+            model = make_backbone(model, processor, peft_config=peft_config)
+        return VLMActorCritic(model, critic=self.needs_critic, reference=self.needs_reference(args))
+
+    @classmethod
+    def needs_reference(cls, args: OnlineConfig) -> bool:
+        """Whether log-probs of the pretrained policy are part of this algorithm's loss or reward."""
+        return getattr(args, "kl_coef", 0.0) != 0
+
+    # What an algorithm defines
+
+    @abc.abstractmethod
+    def add_targets(self, experience: Experience) -> Experience:
+        """Sets advantages and returns from scores, values and log-probs, over all processes."""
+
+    @abc.abstractmethod
+    def compute_policy_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
+        """The loss of one micro-batch as a sum over its tokens, divided by `num_tokens` of the optimizer step."""
+
+    # Rollouts as a data source
+
+    @property
+    def plan(self) -> RolloutPlan:
+        """The rollout arithmetic of this run."""
+        args = self.args
+        return RolloutPlan(
+            num_rows=len(self.train_dataset),
+            groups_per_micro_batch=args.per_device_train_batch_size // args.num_generations,
+            num_micro_batches=args.gradient_accumulation_steps,
+            num_mini_batches=args.num_mini_batches,
+            num_epochs=args.num_ppo_epochs,
+            num_processes=self.accelerator.num_processes,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Ticket]:
+        """Tickets; `_prepare_inputs` turns them into micro-batches of a rollout."""
+        if self.train_dataset is None:
+            raise ConfigError("`train_dataset` is missing; training needs rows to sample prompts from.")
+        return ticket_loader(self.plan)
+
+    def _prepare_inputs(self, inputs: Ticket) -> dict[str, Any]:
+        """The micro-batch of this ticket, from a new rollout wherever the last one is used up."""
+        plan, step = self.plan, self.state.global_step
+        number, place = divmod(step, plan.steps_per_rollout)
+        if self.experience is None or self.experience.number != number:
+            self.experience = self._resumed(number) if place else self.collect(number)
+        if inputs["micro_batch"] == 0:
+            epoch, mini_batch = divmod(place, plan.num_mini_batches)
+            groups = plan.mini_batches(number, epoch, self.accelerator.process_index)[mini_batch]
+            size = plan.groups_per_micro_batch
+            self._micro_batches = [
+                self.experience.take(groups[start : start + size]) for start in range(0, len(groups), size)
+            ]
+            tokens = sum(int(batch.train_mask.sum()) for batch in self._micro_batches)
+            self._num_tokens = self._sum_over_processes(torch.tensor(float(tokens), device=self.args.device))
+        return {"batch": self._micro_batches[inputs["micro_batch"]], "num_tokens": self._num_tokens.clamp(min=1)}
+
+    def collect(self, number: int) -> Experience:
+        """Draws and judges the completions of one rollout on this process, with advantages."""
+        args, plan, process = self.args, self.plan, self.accelerator.process_index
+        indices = plan.rows(number, process)
+        rows = [self.train_dataset[index] for index in indices]
+        first = plan.first_sample(process, args.num_generations)
+        samples = range(first, first + len(rows) * args.num_generations)
+        with self.metric_log.timed("rollout"):
+            judged = self.collector.judge(
+                rows,
+                args.sampling_params(),
+                sample_noise(plan.seed, number, samples, args.max_completion_length),
+                batch_size=args.rollout_batch_size,
+                trainer_state=self.state,
+            )
+            experience = self.collector.to_experience(
+                number,
+                indices,
+                judged,
+                kl=self.needs_reference(args),
+                temperature=args.temperature,
+                size=plan.groups_per_micro_batch,
+            )
+            experience = self.add_targets(experience)
+        self._log_rollout(judged, experience)
+        return experience
+
+    def _log_rollout(self, judged: Judged, experience: Experience) -> None:
+        log, lengths = self.metric_log, experience.completions.lengths.float()
+        valid = judged.judgement.valid
+        log.add_all("reward", judged.judgement.total[valid].tolist())
+        groups = judged.judgement.total.view(len(judged.rows), -1)
+        log.add_all("reward_std_in_group", groups.std(1, correction=0).tolist())
+        for name, values in judged.judgement.components.items():
+            log.add_all(f"rewards/{name}", values)
+        log.add("rewards/unjudged_share", float((~valid).float().mean()), len(valid))
+        log.add_all("completions/mean_length", lengths.tolist())
+        log.add("completions/no_eos_share", float((~experience.ended).float().mean()), len(valid))
+        log.add("cache/hit_rate", self.collector.encoder.cache.hit_rate)
+        self.last_judged = judged
+
+    # One update
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """Scores a micro-batch with gradients and applies the algorithm's objective.
+
+        Gradients are averaged over processes, while the loss is a sum over the global batch: hence the factor."""
+        batch, num_tokens = inputs["batch"], inputs["num_tokens"]
+        scores = model(batch.prompts, batch.completions, temperature=self.args.temperature)
+        loss = self.compute_policy_loss(scores, batch, num_tokens)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"step {self.state.global_step}: the loss is {loss.item()} on rows {batch.rows}. Nothing was updated; "
+                "lower `learning_rate` or look at the rewards of these rows."
+            )
+        entropies = scores.entropies[batch.train_mask]
+        self.metric_log.add("entropy", float(entropies.mean()) if len(entropies) else 0.0, len(entropies))
+        return loss * self.accelerator.num_processes
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        grad_norm = super()._clip_grad_norm(model)
+        value = float(grad_norm) if grad_norm is not None else 0.0
+        if value != value or value == float("inf"):
+            raise NonFiniteError(
+                f"step {self.state.global_step}: the gradient norm is {value}. Nothing was updated; lower "
+                "`learning_rate`, or train in a wider dtype."
+            )
+        return grad_norm
+
+    # Evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Rows | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Decodes one greedy completion per held-out row and reports the mean of every reward and eval function."""
+        dataset = self.eval_dataset if eval_dataset is None else _as_prompts(eval_dataset, "eval")
+        if dataset is None:
+            raise ConfigError("`eval_dataset` is missing; `evaluate` needs held-out rows.")
+        params = SamplingParams(
+            num_generations=1, max_completion_length=self.args.max_completion_length, temperature=0
+        )
+        process, count = self.accelerator.process_index, self.accelerator.num_processes
+        size = self.args.per_device_eval_batch_size
+        samples: list[dict[str, Any]] = []
+        log = self.collector.metrics
+        self.collector.metrics = MetricLog()  # evaluation's seconds are not the training step's
+        try:
+            # With sharded weights every process must run as many batches as the others: wrap around.
+            starts = range(process * size, -(-len(dataset) // (size * count)) * size * count, size * count)
+            for start in starts:
+                indices = [i % len(dataset) for i in range(start, start + size)]
+                judged = self.collector.judge(
+                    [dataset[i] for i in indices],
+                    params,
+                    None,
+                    rewards=self.eval_suite,
+                    trainer_state=self.state,
+                )
+                fresh = max(min(len(dataset) - start, size), 0)
+                samples += _eval_samples(indices, judged)[:fresh]
+        finally:
+            self.collector.metrics = log
+        self.eval_samples = sorted(gather_object(samples), key=lambda sample: sample["row"])
+        metrics = {
+            f"{metric_key_prefix}_{name}": value for name, value in _eval_means(self.eval_samples).items()
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds everything measured since the last log line to training logs; collective."""
+        if "loss" in logs:
+            logs = logs | self.metric_log.flush()
+        super().log(logs, start_time)
+
+    # Processes and checkpoints
+
+    @property
+    def _is_sharded(self) -> bool:
+        stage = getattr(getattr(self.accelerator.state, "deepspeed_plugin", None), "zero_stage", 0)
+        return bool(self.is_fsdp_enabled or stage == 3)
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    def _anyone(self, flag: bool) -> bool:
+        total = self._sum_over_processes(torch.tensor(float(flag), device=self.args.device))
+        return bool(total > 0)
+
+    def _resumed(self, number: int) -> Experience:
+        """The rollout that a checkpoint was saved in the middle of."""
+        path = None if self._resume_folder is None else self._resume_folder / self._rollout_file
+        if path is None or not path.is_file():
+            raise ConfigError(
+                f"`resume_from_checkpoint`: {self._rollout_file} is missing in {self._resume_folder}. The checkpoint "
+                "was saved in the middle of a rollout; resume with the same number of processes and batch sizes."
+            )
+        experience = self.collector.restore(str(path), self.train_dataset)
+        if experience.number != number:
+            raise ConfigError(
+                f"`resume_from_checkpoint`: {path} holds rollout {experience.number}, the step needs {number}. "
+                "Resume with the batch sizes, `num_mini_batches` and `num_ppo_epochs` of the stopped run."
+            )
+        return experience
+
+    @property
+    def _rollout_file(self) -> str:
+        return f"rollout_{self.accelerator.process_index}.safetensors"
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        unfinished = self.state.global_step % self.plan.steps_per_rollout != 0
+        if unfinished and self.experience is not None and not self.args.save_only_model:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            self.experience.save(folder / self._rollout_file)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            self.actor_critic.save_pretrained(output_dir or self.args.output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._resume_folder = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.actor_critic.load_checkpoint(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.actor_critic.load_checkpoint(os.fspath(self.state.best_model_checkpoint))
+
+
+def _as_prompts(rows: Any, name: str) -> PromptDataset | None:
+    return rows if rows is None or isinstance(rows, PromptDataset) else PromptDataset(rows, name=name)
+
+
+def _eval_samples(indices: list[int], judged: Judged) -> list[dict[str, Any]]:
+    totals, components = judged.judgement.total.tolist(), judged.judgement.components
+    return [
+        {
+            "row": index,
+            "completion": judged.texts[i][0],
+            "tokens": int(judged.samples.completions.lengths[i]),
+            "ended": bool(judged.samples.ended[i]),
+            "reward": totals[i],
+            "rewards": {name: values[i] for name, values in components.items()},
+        }
+        for i, index in enumerate(indices)
+    ]
+
+
+def _eval_means(samples: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the samples that could be judged; names as in training."""
+    columns: dict[str, list[float]] = {"reward": [sample["reward"] for sample in samples]}
+    for sample in samples:
+        for name, value in sample["rewards"].items():
+            columns.setdefault(f"rewards/{name}", []).append(value)
+    columns["completions/mean_length"] = [float(sample["tokens"]) for sample in samples]
+    columns["completions/no_eos_share"] = [float(not sample["ended"]) for sample in samples]
+    means = {}
+    for name, values in columns.items():
+        known = [value for value in values if value is not None and value == value]
+        if known:
+            means[name] = sum(known) / len(known)
+    return means
