@@ -1,6 +1,7 @@
 """The policy, its reference and its critic as one module, whose `forward` is the shared-prompt scoring.
 
-It lives in the engine, above `models`, because its forward is the engine; DDP, FSDP and DeepSpeed wrap it as any module.
+It lives in the engine, above `models`, because its forward is the engine; DDP, FSDP and DeepSpeed wrap it as
+any module.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,13 +21,17 @@ from mmft.engine.packing import Completions
 from mmft.engine.rollout import Samples, sample_packed, sample_plain
 from mmft.engine.sampling import SamplingParams
 from mmft.engine.scoring import Scores, score_packed, score_plain
+from mmft.errors import UnsupportedModelError
 from mmft.models.backbone import Backbone
+from mmft.models.freezing import trained_pretrained_weights
 from mmft.models.heads import ValueHead
 from mmft.models.prompts import PromptEncoding, PromptInputs
 
 HEADS_FILE = "heads.safetensors"
+PRETRAINED_FILE = "pretrained_weights.safetensors"
+"""Holds the pretrained weights that train beside adapters; PEFT's own files have no room for them."""
 Prompts = Sequence[PromptInputs] | Sequence[PromptEncoding]
-"""Encoded prompts, or raw ones that are encoded in the graph (vision or projector trains) or scored plainly."""
+"""Encoded prompts, or raw ones: encoded in the graph (vision or projector trains) or scored plainly."""
 
 
 class VLMActorCritic(nn.Module):
@@ -43,8 +48,17 @@ class VLMActorCritic(nn.Module):
         self.backbone = backbone
         self.value_head = ValueHead(backbone.hidden_size).to(backbone.device) if critic else None
         self.packed = backbone.why_not_packed() is None
+        # With adapters the reference is free, as long as nothing else moves.
+        needs_copy = reference and bool(trained_pretrained_weights(backbone.model))
         # In a list so that it is no submodule: it neither trains, nor is wrapped, nor is saved.
-        self._frozen_copy = [] if backbone.has_adapters or not reference else [_frozen_copy(backbone)]
+        self._frozen_copy = [_frozen_copy(backbone)] if needs_copy else []
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VLMActorCritic:
+        """Takes the frozen copy along when the module moves to another device or dtype."""
+        super()._apply(fn, recurse)
+        for backbone in self._frozen_copy:
+            backbone._apply(fn, recurse)
+        return self
 
     @property
     def config(self) -> Any:
@@ -58,7 +72,7 @@ class VLMActorCritic(nn.Module):
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
         """Called by the Trainer for `gradient_checkpointing`."""
-        self.backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        cast(Any, self.backbone.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs)
         if self.backbone.has_adapters:  # frozen inputs would otherwise cut the graph at the first checkpoint
             self.backbone.base.enable_input_require_grads()
 
@@ -75,7 +89,8 @@ class VLMActorCritic(nn.Module):
         temperature: float,
     ) -> Scores:
         if not self.packed:
-            return score_plain(backbone, value_head, prompts, completions, temperature=temperature)
+            raw = _raw_prompts(prompts)
+            return score_plain(backbone, value_head, raw, completions, temperature=temperature)
         encoded = [backbone.encode(p) if isinstance(p, PromptInputs) else p for p in prompts]
         return score_packed(backbone, value_head, encoded, completions, temperature=temperature)
 
@@ -89,11 +104,12 @@ class VLMActorCritic(nn.Module):
 
     @contextlib.contextmanager
     def _reference(self) -> Iterator[Backbone]:
-        if self._frozen_copy:
-            yield self._frozen_copy[0]
-        else:
-            with self.backbone.without_adapters():
-                yield self.backbone
+        backbone = self._frozen_copy[0] if self._frozen_copy else self.backbone
+        adapters_off = backbone.without_adapters() if backbone.has_adapters else contextlib.nullcontext()
+        if not self._frozen_copy and not backbone.has_adapters:
+            raise UnsupportedModelError("the model was built with `reference=False` and has no adapters")
+        with _evaluating(backbone.model), adapters_off:
+            yield backbone
 
     @torch.no_grad()
     def sample(
@@ -105,10 +121,13 @@ class VLMActorCritic(nn.Module):
         anyone_open: Callable[[bool], bool] = lambda is_open: is_open,
     ) -> Samples:
         """Draws completions; greedy without noise."""
-        if not self.packed:
-            return sample_plain(self.backbone, prompts, params, noise)
-        encoded = [self.backbone.encode(p) if isinstance(p, PromptInputs) else p for p in prompts]
-        return sample_packed(self.backbone, self.value_head, encoded, params, noise, anyone_open=anyone_open)
+        backbone = self.backbone
+        # In training mode dropout would act, and gradient checkpointing takes the cache away.
+        with _evaluating(backbone.model):
+            if not self.packed:
+                return sample_plain(backbone, _raw_prompts(prompts), params, noise)
+            encoded = [backbone.encode(p) if isinstance(p, PromptInputs) else p for p in prompts]
+            return sample_packed(backbone, self.value_head, encoded, params, noise, anyone_open=anyone_open)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None
@@ -122,14 +141,21 @@ class VLMActorCritic(nn.Module):
         model_state = None
         if state_dict is not None:
             model_state = {n.removeprefix(prefix): t for n, t in state_dict.items() if n.startswith(prefix)}
-        self.backbone.model.save_pretrained(folder, state_dict=model_state)
+        cast(Any, self.backbone.model).save_pretrained(folder, state_dict=model_state)
         self.backbone.processor.save_pretrained(folder)
-        if self.value_head is not None:
-            state = state_dict if state_dict is not None else self.state_dict()
-            heads = {
-                n: t.detach().cpu().contiguous() for n, t in state.items() if n.startswith("value_head.")
-            }
-            save_file(heads, folder / HEADS_FILE)
+        state = state_dict if state_dict is not None else self.state_dict()
+        self._save_tensors(state, [n for n in state if n.startswith("value_head.")], folder / HEADS_FILE)
+        if self.backbone.has_adapters:
+            self._save_tensors(state, list(self._pretrained_beside_adapters()), folder / PRETRAINED_FILE)
+
+    @staticmethod
+    def _save_tensors(state: dict[str, Tensor], names: Sequence[str], path: Path) -> None:
+        if names:
+            save_file({name: state[name].detach().cpu().contiguous() for name in names}, path)
+
+    def _pretrained_beside_adapters(self) -> dict[str, nn.Parameter]:
+        trained = {id(p) for p in trained_pretrained_weights(self.backbone.model).values()}
+        return {name: p for name, p in self.named_parameters() if id(p) in trained}
 
     def load_heads(self, folder: str | os.PathLike[str]) -> None:
         """Restores the critic written by `save_pretrained`."""
@@ -148,6 +174,11 @@ class VLMActorCritic(nn.Module):
             from peft import load_peft_weights, set_peft_model_state_dict
 
             set_peft_model_state_dict(self.backbone.model, load_peft_weights(str(folder), device="cpu"))
+            beside = self._pretrained_beside_adapters()
+            state = load_file(folder / PRETRAINED_FILE) if beside else {}
+            with torch.no_grad():
+                for name, parameter in beside.items():
+                    parameter.copy_(state[name])
         else:
             loaded = type(self.backbone.base).from_pretrained(folder, dtype=self.backbone.dtype)
             self.backbone.base.load_state_dict(loaded.state_dict())
@@ -155,11 +186,35 @@ class VLMActorCritic(nn.Module):
 
 
 def _frozen_copy(backbone: Backbone) -> Backbone:
-    """The pretrained policy as it is now. Frozen weights are shared with the policy; only trainable ones are copied."""
-    shared = {id(p): p for p in backbone.model.parameters() if not p.requires_grad}
+    """The pretrained policy as it is now; frozen weights are shared, only trainable ones are copied."""
+    shared: dict[int, Tensor] = {id(p): p for p in backbone.model.parameters() if not p.requires_grad}
     shared |= {id(b): b for b in backbone.model.buffers()}
     model = copy.deepcopy(backbone.model, memo=dict(shared)).eval()
     for parameter in model.parameters():
         if id(parameter) not in shared:
             parameter.requires_grad_(False)
     return Backbone(model, backbone.processor)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards each module's own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _raw_prompts(prompts: Prompts) -> list[PromptInputs]:
+    """The plain path starts before the seam.
+
+    Raises:
+        TypeError: a prompt is already encoded.
+    """
+    raw = [prompt for prompt in prompts if isinstance(prompt, PromptInputs)]
+    if len(raw) < len(prompts):
+        raise TypeError("`prompts` holds encoded prompts, but the plain path needs `PromptInputs`")
+    return raw

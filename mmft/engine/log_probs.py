@@ -5,7 +5,7 @@ Shapes: M token positions, D width, V vocabulary, C tokens of one chunk.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ def token_log_probs(
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each id, and the entropy of the distribution it was drawn from.
 
-        logp_i = z_i[id_i] - logsumexp(z_i),   H_i = logsumexp(z_i) - sum_v p_iv z_iv,   z = head(h) / temperature
+        z_i = head(h_i) / temperature
+        logp_i = z_i[id_i] - logsumexp(z_i),   H_i = logsumexp(z_i) - sum_v p_iv z_iv
 
     Args:
         hidden: (M, D) hidden states that predict the ids.
@@ -38,7 +39,7 @@ def token_log_probs(
     weight = head.weight
     if weight is not None and torch.is_grad_enabled() and hidden.requires_grad:
         return _FrozenHeadLogProbs.apply(hidden, ids, head, weight, temperature)
-    size = max(1, CHUNK_BYTES // (4 * head.projection.weight.shape[0]))
+    size = _chunk_size(head)
     parts = []
     for chunk, chosen in zip(hidden.split(size), ids.split(size), strict=True):
         if torch.is_grad_enabled() and hidden.shape[0] > size:
@@ -50,12 +51,18 @@ def token_log_probs(
     return torch.cat(logps), torch.cat(entropies)
 
 
+def _chunk_size(head: LanguageHead) -> int:
+    """Token positions whose fp32 logits fit into CHUNK_BYTES."""
+    vocab_size: int = cast(Any, head.projection).weight.shape[0]
+    return max(1, CHUNK_BYTES // (4 * vocab_size))
+
+
 def _log_probs(hidden: Tensor, ids: Tensor, head: LanguageHead, temperature: float) -> tuple[Tensor, Tensor]:
     return log_probs_from_logits(head(hidden) / temperature, ids)
 
 
 def log_probs_from_logits(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., V) fp32 logits and (...) ids to (...) log-probs and detached entropies; -inf logits have p = 0."""
+    """(..., V) fp32 logits and (...) ids to (...) log-probs and detached entropies; -inf means p = 0."""
     normalizer = logits.logsumexp(-1)
     logps = logits.gather(-1, ids[..., None]).squeeze(-1) - normalizer
     with torch.no_grad():
@@ -78,7 +85,7 @@ class _FrozenHeadLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, ids: Tensor, head: LanguageHead, weight: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+        size = _chunk_size(head)
         logps, entropies, gradients = [], [], []
         for chunk, chosen in zip(hidden.split(size), ids.split(size), strict=True):
             logits = head(chunk).div_(temperature)

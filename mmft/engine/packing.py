@@ -1,8 +1,8 @@
 """One row per prompt: `[prompt | completion 1 | ... | completion G]`, so that the prompt is computed once.
 
-A completion token sees its prompt and the earlier tokens of its own branch. Every branch starts at the prompt's next
-position, and the prompt's last hidden state predicts the first token of every branch. The last token of a branch is
-only ever predicted, so it is not fed at all.
+A completion token sees its prompt and the earlier tokens of its own branch. Every branch starts at the next
+position of the prompt, whose last hidden state predicts the first token of every branch. The last token of a
+branch is only ever predicted, so it is not fed at all.
 
 Shapes: B prompts, P prompt columns (left-padded), N completions, R completion tokens, S suffix columns.
 """
@@ -143,5 +143,5 @@ def _within(kind: str, queries: Tensor, keys: Tensor, window: int | None) -> Ten
 
 
 def _see_self(visible: Tensor) -> Tensor:
-    """Padding attends to itself: a row that sees nothing would be NaN in softmax, and NaN spreads in gradients."""
+    """Padding attends to itself: a row that sees nothing is NaN in softmax, and NaN spreads in gradients."""
     return visible | torch.eye(visible.shape[-1], dtype=torch.bool, device=visible.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from mmft.engine.feature_cache import FeatureCache
@@ -13,7 +13,7 @@ from mmft.types import PromptRow
 
 
 def render_prompt(processor: Any, row: PromptRow) -> str:
-    """The row's prompt as text, placeholders included; without a chat template, images first and text after."""
+    """The row's prompt as text, placeholders included; without a chat template, images first, then text."""
     if getattr(processor, "chat_template", None):
         return str(processor.apply_chat_template(row.messages, add_generation_prompt=True, tokenize=False))
     blocks = [block for message in row.messages for block in _blocks(message)]
@@ -33,7 +33,11 @@ def process_row(processor: Any, row: PromptRow) -> PromptInputs:
     Raises:
         DataError: the processor refuses the row; the message names it.
     """
-    text = render_prompt(processor, row)
+    try:
+        text = render_prompt(processor, row)
+    except Exception as error:
+        name = type(processor).__name__
+        raise DataError(f"row {row.key}: the chat template of {name} refused the prompt: {error}") from error
     tokenizer = getattr(processor, "tokenizer", processor)
     options: dict[str, Any] = {"return_tensors": "pt"}
     bos = getattr(tokenizer, "bos_token", None)
@@ -63,11 +67,14 @@ class PromptEncoder:
 
     def encode(self, rows: Sequence[PromptRow]) -> list[PromptEncoding]:
         """Encodings of the rows; a prompt seen before, or twice in the batch, is encoded once."""
-        encodings = []
+        # Kept beside the cache, which may be too small for the batch, or off.
+        batch: dict[Hashable, PromptEncoding] = {}
         for row in rows:
+            if row.key in batch:
+                continue
             encoding = self.cache.get(row.key)
             if encoding is None:
                 encoding = self.backbone.encode(self.inputs(row))
                 self.cache.put(row.key, encoding)
-            encodings.append(encoding)
-        return encodings
+            batch[row.key] = encoding
+        return [batch[row.key] for row in rows]

@@ -5,8 +5,10 @@ Shapes: B prompts, G completions each, N = B * G streams, R completion tokens, V
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +171,7 @@ def sample_plain(
 ) -> Samples:
     """Draws through the model's own `generate`, one prompt at a time with its G samples repeated.
 
-    For models that cannot share a prompt. Same noise, same tokens as `sample_packed`; values are left to scoring."""
+    For models that cannot share a prompt. Same noise, same tokens as `sample_packed`, but no values."""
     count = params.num_generations
     rows = []
     for number, prompt in enumerate(prompts):
@@ -186,18 +188,37 @@ def sample_plain(
             use_cache=True,
         )
         inputs = prompt.to(backbone.device, backbone.dtype).tensors
-        backbone.model.generate(
-            **_repeat_inputs(inputs, count),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([_NoisyChoice(backbone, params, part, record)]),
-        )
+        with _no_generation_defaults(backbone):
+            cast(Any, backbone.model).generate(
+                **_repeat_inputs(inputs, count),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_NoisyChoice(backbone, params, part, record)]),
+            )
         rows.append(record)
     return _join(rows, params)
 
 
+@contextlib.contextmanager
+def _no_generation_defaults(backbone: Backbone) -> Iterator[None]:
+    """Keeps a checkpoint's generation settings (a repetition penalty, a minimum length) out of `generate`.
+
+    It fills in what our settings leave open, and the policy would not be the one that is scored."""
+    owners: list[Any] = [m for m in (backbone.model, backbone.base) if hasattr(m, "generation_config")]
+    kept = [owner.generation_config for owner in owners]
+    try:
+        for owner in owners:
+            owner.generation_config = GenerationConfig()
+        yield
+    finally:
+        for owner, config in zip(owners, kept, strict=True):
+            owner.generation_config = config
+
+
 def _repeat_inputs(inputs: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The prompt `count` times over. Every input of a single prompt repeats along its first axis, also those that
-    run over images or patches; `generate(num_return_sequences=...)` interleaves those, and mixes up several images."""
+    """The prompt `count` times over.
+
+    Every input of a single prompt repeats along its first axis, also those that run over images or patches:
+    `generate(num_return_sequences=...)` interleaves those, and mixes up several images."""
     return {name: torch.cat([value] * count) for name, value in inputs.items()}
 
 

@@ -51,7 +51,7 @@ class SamplingParams:
 def sample_noise(seed: int, rollout: int, samples: Sequence[int], length: int) -> Tensor:
     """(N, length) uniforms in [0, 1), float64, a pure function of (seed, rollout, sample index).
 
-    A counter instead of a generator's state: a sample is the same on any number of processes, and after a resume."""
+    A counter, not a generator's state: a sample is the same on any number of processes and after a resume."""
     rows = []
     for sample in samples:
         digest = hashlib.blake2b(f"{seed}/{rollout}/{sample}".encode(), digest_size=8).digest()
@@ -61,7 +61,7 @@ def sample_noise(seed: int, rollout: int, samples: Sequence[int], length: int) -
 
 
 def keep_top(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
-    """Sets everything outside the top-k tokens and outside the nucleus (Holtzman et al. 2020) to -inf; (N, V)."""
+    """(N, V) with everything outside the top k and outside the nucleus (Holtzman et al. 2020) set to -inf."""
     if 0 < top_k < logits.shape[-1]:
         threshold = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, float("-inf"))
@@ -75,10 +75,10 @@ def keep_top(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
 
 
 def choose(logits: Tensor, noise: Tensor | None, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """(N, V) logits at the sampling temperature and (N,) uniforms to (N,) ids; without noise the most likely ones.
+    """(N, V) logits at the sampling temperature and (N,) uniforms to (N,) ids; without noise the likeliest.
 
-    Inverse transform: the first token whose cumulative probability exceeds the uniform. Cumulated in fp64, since
-    in fp32 the tail of a large vocabulary is lost to rounding. A token of probability 0 is never chosen."""
+    Inverse transform: the first token whose cumulative probability exceeds the uniform; a token of probability
+    0 is never chosen. Cumulated in fp64, since in fp32 the tail of a large vocabulary is lost to rounding."""
     if noise is None:
         return logits.argmax(-1)
     cumulative = keep_top(logits, top_k=top_k, top_p=top_p).double().softmax(-1).cumsum(-1)

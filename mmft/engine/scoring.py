@@ -69,7 +69,7 @@ def score_plain(
     *,
     temperature: float = 1.0,
 ) -> Scores:
-    """Each completion in a whole forward of its own through the unchanged model: slow, and right by construction."""
+    """Each completion in a whole forward of its own through the unchanged model: slow, and the truth."""
     width = completions.ids.shape[1]
     rows = []
     for n, index in enumerate(completions.prompt_index.tolist()):
@@ -93,17 +93,23 @@ def extend_inputs(backbone: Backbone, prompt: PromptInputs, ids: Tensor) -> dict
 
 
 def _plain_hidden(backbone: Backbone, prompt: PromptInputs, ids: Tensor) -> Tensor:
-    """(R, D) hidden states that predict each id, read from the text model's output in a forward of the whole model."""
+    """(R, D) hidden states that predict each id."""
+    hidden, _ = run_whole(backbone, extend_inputs(backbone, prompt, ids))
+    return hidden[0, -ids.shape[0] - 1 : -1]
+
+
+def run_whole(backbone: Backbone, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The unchanged model: (B, L, D) last hidden states of its text model, (B, V) its own last logits."""
     outputs: list[Tensor] = []
     handle = backbone.text_model.register_forward_hook(
         lambda module, args, output: outputs.append(output.last_hidden_state)
     )
     try:
         # logits_to_keep=1: the head runs on one position; ours runs on the completion.
-        backbone.model(**extend_inputs(backbone, prompt, ids), use_cache=False, logits_to_keep=1)
+        logits = backbone.model(**inputs, use_cache=False, logits_to_keep=1).logits
     finally:
         handle.remove()
-    return outputs[0][0, -ids.shape[0] - 1 : -1]
+    return outputs[0], logits[:, -1]
 
 
 def _score_hidden(

@@ -8,7 +8,8 @@ import torch
 
 from mmft.engine.packing import Completions
 from mmft.engine.rollout import Samples
-from mmft.engine.scoring import score_packed, score_plain
+from mmft.engine.scoring import run_whole, score_packed, score_plain
+from mmft.errors import UnsupportedModelError
 from mmft.models.backbone import Backbone
 from mmft.models.prompts import PromptEncoding, PromptInputs
 
@@ -39,17 +40,46 @@ def first_samples(samples: Samples, count: int) -> tuple[Completions, torch.Tens
 
 
 @torch.no_grad()
+def check_head(backbone: Backbone, inputs: PromptInputs) -> None:
+    """Our language head must be the model's own: scoring uses ours, packed or plain.
+
+    Raises:
+        UnsupportedModelError: the model does something to its logits that `LanguageHead` does not do.
+    """
+    hidden, logits = run_whole(backbone, inputs.to(backbone.device, backbone.dtype).tensors)
+    head = backbone.head
+    ours, theirs = head(hidden[:, -1]).log_softmax(-1), head.forbid(logits.float()).log_softmax(-1)
+    statistic, tolerance = _compare(ours[ours.isfinite()], theirs[ours.isfinite()], backbone.dtype)
+    if not statistic <= tolerance:
+        raise UnsupportedModelError(
+            f"{type(backbone.base).__name__} changes its logits in a way unknown to mmft: the log-probs of its "
+            f"own forward differ by {statistic:.1e} from those of its language head, allowed {tolerance:.0e}."
+        )
+
+
+def _compare(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """The difference by which `dtype` is judged, and what is allowed: fp32 by the largest, bf16 by the mean."""
+    gap = (actual - expected).abs()
+    statistic = gap.max() if dtype in (torch.float32, torch.float64) else gap.mean()
+    return float(statistic), TOLERANCE.get(dtype, 3e-2)
+
+
+@torch.no_grad()
 def verify_packed(
     backbone: Backbone, inputs: PromptInputs, encoding: PromptEncoding, samples: Samples, temperature: float
 ) -> Verification:
-    """Compares two sampled completions of the first prompt; fp32 by the largest difference, bf16 by the mean."""
+    """Compares two sampled completions of the first prompt with the model's own forward.
+
+    Raises:
+        UnsupportedModelError: not even the plain path would train the policy that the model is.
+    """
+    check_head(backbone, inputs)
     completions, sampled = first_samples(samples, 2)
     plain = score_plain(backbone, None, [inputs], completions, temperature=temperature).logps
     packed = score_packed(backbone, None, [encoding], completions, temperature=temperature).logps
     gap = (packed - plain).abs()[completions.mask]
     sampler_gap = (sampled - plain).abs()[completions.mask]
-    tolerance = TOLERANCE.get(backbone.dtype, 3e-2)
-    statistic = float(gap.max() if backbone.dtype in (torch.float32, torch.float64) else gap.mean())
+    statistic, tolerance = _compare(packed[completions.mask], plain[completions.mask], backbone.dtype)
     agrees = statistic <= tolerance  # False for NaN as well
     reason = (
         f"packed log-probs agree with the plain forward (difference {statistic:.1e}, allowed {tolerance:.0e})"

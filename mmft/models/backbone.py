@@ -125,7 +125,10 @@ class Backbone(nn.Module):
         inputs = inputs.to(self.device, self.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.caches_encodings):
             arguments = capture_text_inputs(self.base, self.text_model, inputs.tensors)
-        return encoding_from_call(arguments, self.attention_kinds)
+        encoding = encoding_from_call(arguments, self.attention_kinds)
+        # `enable_input_require_grads` marks even what was computed without a graph; kept for epochs, such a leaf
+        # would collect gradients that nobody reads.
+        return encoding if encoding.embeds.grad_fn is not None else encoding.detach()
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         embeds: Tensor = self.base.get_input_embeddings()(ids)
@@ -186,16 +189,19 @@ class Backbone(nn.Module):
 
 
 @functools.cache
-def _forward_mentions(model_class: type, name: str) -> bool:
+def _forward_mentions(model_class: Any, name: str) -> bool:
     return name in inspect.getsource(model_class.forward)
 
 
 def _softcap(model: PreTrainedModel) -> float | None:
-    """Gemma-family configs all carry a soft cap, but not every model class applies it (Gemma 3's ignores it): only
-    the class's own forward tells. Verification compares with that forward on the first batch."""
+    """The soft cap that this model class applies.
+
+    Gemma-family configs all carry one, but not every class applies it (Gemma 3's ignores it): only its own forward
+    tells. Verification compares with that forward on the first batch."""
     name = "final_logit_softcapping"
     cap = getattr(model.config.get_text_config(decoder=True), name, None)
-    return cap if _forward_mentions(type(model), name) else None
+    model_class: Any = type(model)  # mypy holds that modules have no hash
+    return cap if _forward_mentions(model_class, name) else None
 
 
 def load_backbone(

@@ -5,6 +5,8 @@ Shapes: M token positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,12 +28,15 @@ class LanguageHead:
     @property
     def weight(self) -> Tensor | None:
         """(V, D) the matrix, if the head is nothing but one frozen matrix on this device; else None."""
-        if type(self.projection) is not nn.Linear or self.projection.bias is not None or self.softcap is not None:
+        has_bias = getattr(self.projection, "bias", None) is not None
+        if type(self.projection) is not nn.Linear or has_bias or self.softcap is not None:
             return None
-        weight: Tensor = self.projection.weight
+        weight: Any = self.projection.weight
         # Sharded weights (DTensor, ZeRO) are only whole inside their module's own forward.
-        whole = type(weight) is nn.Parameter and not hasattr(weight, "ds_id")
-        return weight if whole and not weight.requires_grad else None
+        if type(weight) is not nn.Parameter or hasattr(weight, "ds_id") or weight.requires_grad:
+            return None
+        frozen: Tensor = weight
+        return frozen
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(M, D) hidden states to (M, V) fp32 logits."""

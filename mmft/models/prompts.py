@@ -6,7 +6,7 @@ Shapes: B prompts, P prompt tokens, D width, A position axes (1, or 3 with M-RoP
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,11 @@ class PromptEncoding:
     def next_position(self) -> Tensor:
         """() position of the first completion token: max over all axes + 1, as M-RoPE does not count tokens."""
         return self.positions.max() + 1
+
+    def detach(self) -> PromptEncoding:
+        """The same encoding, outside any graph."""
+        deepstack = tuple(features.detach() for features in self.deepstack)
+        return replace(self, embeds=self.embeds.detach(), deepstack=deepstack)
 
     @property
     def num_bytes(self) -> int:
