@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rewards.bleu import sentence_bleu
-from rewards.detail import caption_detail
+from rewards.detail import caption_detail, says_something
 from rewards.length import excess_length
 from rewards.text import STOP_WORDS, Completion, completion_text, text_column
 
@@ -20,7 +20,8 @@ class CaptioningReward:
         R = alpha * BLEU + beta * Detail - gamma * Length,   each part in [0, 1]
 
     The parts are `sentence_bleu`, `caption_detail` and `excess_length` of this package; their docstrings hold
-    the formulas. R lies in [-gamma, alpha + beta]; an empty caption gets 0.
+    the formulas. A caption without a content word of the references or keywords gets BLEU 0 here: "a a a ."
+    would have up to 0.2 of n-gram smoothing. R lies in [-gamma, alpha + beta]; an empty caption gets 0.
 
     An instance is a reward in TRL's protocol. A row whose references are None cannot be judged and gets None;
     a row with an empty list is an error of the data. Where the trainer offers `log_extra` and `log_metric`,
@@ -109,10 +110,15 @@ class CaptioningReward:
         if references is None:
             return None, None, None
         return (
-            sentence_bleu(caption, references),
+            self._bleu(caption, references, keywords),
             caption_detail(caption, references, keywords, stop_words=self.stop_words),
             excess_length(caption, references, target_length=self.target_length),
         )
+
+    def _bleu(self, caption: str, references: tuple[str, ...], keywords: tuple[str, ...]) -> float:
+        if not says_something(caption, references, keywords, stop_words=self.stop_words):
+            return 0.0
+        return sentence_bleu(caption, references)
 
     def _total(self, bleu: float | None, detail: float | None, length: float | None) -> float | None:
         if bleu is None or detail is None or length is None:

@@ -88,6 +88,19 @@ def caption_detail(
     return precision * min(1.0, supported / known.richest)
 
 
+def says_something(
+    caption: str,
+    references: tuple[str, ...] | list[str],
+    keywords: tuple[str, ...] | list[str] = (),
+    *,
+    stop_words: frozenset[str] = STOP_WORDS,
+) -> bool:
+    """Whether one content word of the caption is known, however bound; true where none is."""
+    known = support(tuple(references), tuple(keywords), stop_words)
+    words, _ = content_words_and_pairs(caption, stop_words)
+    return not known.most or any(word in known.most for word in words)
+
+
 def detail_reward(
     prompts: list[Any] | None,
     completions: list[Completion],

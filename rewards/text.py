@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 Completion = str | list[dict[str, Any]]
@@ -82,7 +83,10 @@ def singular(word: str) -> str:
     return word[:-2] if word.endswith(("ches", "shes", "sses", "xes", "zes")) else word[:-1]
 
 
-def content_words_and_pairs(text: str, stop_words: frozenset[str]) -> tuple[list[str], list[Pair]]:
+@lru_cache(maxsize=1024)
+def content_words_and_pairs(
+    text: str, stop_words: frozenset[str]
+) -> tuple[tuple[str, ...], tuple[Pair, ...]]:
     """Content words in order, and the unordered pairs of content words that stand side by side.
 
     A stop word parts its neighbours, a form of "to be" and punctuation do not: "red circle", "circle is red"
@@ -100,4 +104,4 @@ def content_words_and_pairs(text: str, stop_words: frozenset[str]) -> tuple[list
         if previous is not None:
             pairs.append((previous, word) if previous <= word else (word, previous))
         previous = word
-    return words, pairs
+    return tuple(words), tuple(pairs)
