@@ -54,8 +54,8 @@ def upright_rgb(image: Image) -> Image:
 
 def _eight_bit_grey(image: Image) -> Image:
     pixels = np.asarray(image)
-    # 32-bit modes are used for 16-bit files (PGM) as well as for plain 0..255 numbers; the values tell.
-    deep = image.mode.startswith("I;16") or pixels.max() > 255
+    # PIL opens some 16-bit files (PGM) in its 32-bit mode, which also holds plain 0..255; the values tell.
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and pixels.max() > 255)
     return PIL.Image.fromarray((pixels / 256 if deep else pixels).clip(0, 255).astype(np.uint8))
 
 

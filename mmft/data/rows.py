@@ -65,7 +65,8 @@ def load_split(
     else:
         name, data_files = _format_of(dataset_name, data_files)
         rows = _load(dataset_name, name, split, data_dir, data_files, config_name, builtin)
-        rows = _with_full_image_paths(rows, _folder_of(data_dir, data_files, split))
+        folder = data_dir or (name if Path(name).is_dir() else None)
+        rows = _with_full_image_paths(rows, _folder_of(folder, data_files, split))
     if max_rows is not None and max_rows < len(rows):
         rows = rows.select(range(max_rows))
     return _renamed(rows, rename_columns or {}, dataset_name)
@@ -277,7 +278,10 @@ def _with_full_image_paths(rows: Dataset, folder: Path | None) -> Dataset:
         if folder is None or dtype != "string":
             continue
         values = [_full_path(value, folder) for value in rows[column]]
-        rows = rows.remove_columns(column).add_column(column, values)
+        # In this order, because a dataset whose last column goes forgets how many rows it has.
+        rows = (
+            rows.add_column("full paths", values).remove_columns(column).rename_column("full paths", column)
+        )
     return rows
 
 
