@@ -1,10 +1,10 @@
-"""What a run writes and shows while it trains: `metrics.jsonl`, `samples.jsonl`, the reward on the progress bar."""
+"""What a run writes and shows while it trains: `metrics.jsonl`, the reward on the progress bar."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import (
     ProgressCallback,
@@ -26,7 +26,7 @@ class RunFiles(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            path = Path(args.output_dir) / METRICS_FILE
+            path = _metrics_path(args)
             kept = [line for line in _lines(path) if json.loads(line)["step"] <= state.global_step]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(kept if state.global_step else []))
@@ -40,7 +40,7 @@ class RunFiles(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            append_line(Path(args.output_dir) / METRICS_FILE, {"step": state.global_step} | logs)
+            append_line(_metrics_path(args), {"step": state.global_step} | logs)
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -48,6 +48,10 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def _metrics_path(args: TrainingArguments) -> Path:
+    return Path(cast(str, args.output_dir)) / METRICS_FILE  # the Trainer fills an unset folder in
 
 
 def _lines(path: Path) -> list[str]:
@@ -74,6 +78,7 @@ class RewardProgress(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self.training_bar is not None and logs and "reward" in logs:
+        bar: Any = self.training_bar  # transformers annotates it as None
+        if bar is not None and logs and "reward" in logs:
             shown = {name.split("/")[-1]: f"{logs[name]:.3f}" for name in self.SHOWN if name in logs}
-            self.training_bar.set_postfix(shown)
+            bar.set_postfix(shown)

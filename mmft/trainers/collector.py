@@ -1,7 +1,8 @@
-"""Making experience: rows in, completions, rewards and reference log-probs out. Runs on one process's share."""
+"""Making experience: rows in, completions, rewards and reference log-probs out; one process's share."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from mmft.estimators.rewards import judged_mask
 from mmft.trainers.experience import Experience, load_experience
 from mmft.trainers.metric_log import MetricLog
 from mmft.types import PromptRow
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,24 @@ class Collector:
         rewards: RewardSuite,
         metrics: MetricLog,
         *,
+        anyone: Callable[[bool], bool],
         anyone_open: Callable[[bool], bool],
     ) -> None:
+        """Takes the parts.
+
+        Args:
+            actor_critic: the policy.
+            encoder: makes its prompts.
+            rewards: judge its completions.
+            metrics: where the seconds go.
+            anyone: whether a flag is set on any process; collective.
+            anyone_open: the same where sampling is collective (sharded weights), else the flag itself.
+        """
         self.actor_critic = actor_critic
         self.encoder = encoder
         self.rewards = rewards
         self.metrics = metrics
+        self.anyone = anyone
         self.anyone_open = anyone_open
         self.verification: Verification | None = None
 
@@ -88,7 +103,11 @@ class Collector:
             with self.metrics.timed("sampling"):
                 samples = self._sample(prompts, params, noise, batch_size)
             if self.verification is None:
-                prompts, samples = self._verify(rows, prompts, samples, params, noise, batch_size)
+                was_packed = self.actor_critic.packed
+                self._verify(rows[0], samples, params.policy_temperature)
+                if was_packed and not self.actor_critic.packed:
+                    prompts = self.prepare_prompts(rows)
+                    samples = self._sample(prompts, params, noise, batch_size)
         texts = self._decode(samples.completions, len(rows))
         with self.metrics.timed("rewards"):
             suite = self.rewards if rewards is None else rewards
@@ -111,32 +130,22 @@ class Collector:
             )
         return parts[0] if len(parts) == 1 else join_samples(parts, self.backbone.pad_id)
 
-    def _verify(
-        self,
-        rows: list[PromptRow],
-        prompts: Prompts,
-        samples: Samples,
-        params: SamplingParams,
-        noise: Tensor | None,
-        batch_size: int | None,
-    ) -> tuple[Prompts, Samples]:
+    def _verify(self, row: PromptRow, samples: Samples, temperature: float) -> None:
         """Trusts packed scoring only after the model's own forward agreed; every process decides the same."""
-        reason = self.backbone.why_not_packed()
-        if reason is not None:
+        if not self.actor_critic.packed:
+            reason = self.backbone.why_not_packed() or "the plain path was asked for"
             self.verification = Verification(packed=False, reason=reason)
-            return prompts, samples
-        inputs = self.encoder.inputs(rows[0])
+            return
+        inputs = self.encoder.inputs(row)
         with torch.no_grad():
             encoding = self.backbone.encode(inputs)
-        verification = verify_packed(self.backbone, inputs, encoding, samples, params.policy_temperature)
-        if self.anyone_open(not verification.packed) and verification.packed:
+        verification = verify_packed(self.backbone, inputs, encoding, samples, temperature)
+        if self.anyone(not verification.packed) and verification.packed:
             verification = Verification(False, "packed log-probs differ on another process")
+        if not verification.packed:
+            logger.warning("%s: every completion is scored on its own, which is slow.", verification.reason)
         self.verification = verification
-        if verification.packed:
-            return prompts, samples
-        self.actor_critic.packed = False
-        prompts = self.prepare_prompts(rows)
-        return prompts, self._sample(prompts, params, noise, batch_size)
+        self.actor_critic.packed = verification.packed
 
     def _decode(self, completions: Completions, num_rows: int) -> list[list[str]]:
         tokenizer = getattr(self.backbone.processor, "tokenizer", self.backbone.processor)
@@ -147,8 +156,10 @@ class Collector:
     def to_experience(
         self, number: int, row_indices: list[int], judged: Judged, *, kl: bool, temperature: float, size: int
     ) -> Experience:
-        """Adds what training needs beyond the samples: reference log-probs, and fresh scores where the sampler's
-        differ from scoring by rounding (half precision) or lack values (plain path).
+        """Adds what training needs beyond the samples.
+
+        That is reference log-probs, and fresh scores where the sampler's differ from scoring by rounding
+        (half precision) or lack values (plain path).
 
         Args:
             number: of the rollout.
@@ -210,10 +221,14 @@ class Collector:
                 parts.setdefault(name, []).append(padded)
         return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
-    def restore(self, path: str, dataset: PromptDataset) -> Experience:
+    def restore(self, path: str, dataset: PromptDataset, temperature: float) -> Experience:
         """A saved rollout, its prompts encoded again."""
         saved = load_experience(path, self.backbone.device)
         rows = [dataset[index] for index in saved["rows"]]
+        if self.verification is None:  # a resumed run has to find its path before it encodes prompts
+            samples = Samples(saved["completions"], saved["old_logps"], None, saved["ended"])
+            with _evaluating(self.actor_critic):
+                self._verify(rows[0], samples, temperature)
         return Experience(prompts=self.prepare_prompts(rows), **saved)
 
 

@@ -14,8 +14,9 @@ from mmft.errors import ConfigError
 class OnlineConfig(TrainingArguments):
     """Fields of `transformers.TrainingArguments`, and those of a rollout.
 
-    One rollout draws `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches` completions on
-    each process and is trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps."""
+    One rollout draws `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches`
+    completions on each process and is trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer
+    steps."""
 
     per_device_train_batch_size: int = field(
         default=8,
@@ -23,7 +24,8 @@ class OnlineConfig(TrainingArguments):
     )
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
     logging_steps: float = field(default=1, metadata={"help": "Optimizer steps between two log lines."})
-    report_to: None | str | list[str] = field(
+    # None first: the argument parser of transformers reads the second member of a union as the type of its strings.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
         default="none", metadata={"help": "Trackers of transformers (wandb, trackio, tensorboard, ...)."}
     )
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
@@ -59,8 +61,8 @@ class OnlineConfig(TrainingArguments):
             )
         if self.per_device_train_batch_size % self.num_generations:
             raise ConfigError(
-                f"`per_device_train_batch_size={self.per_device_train_batch_size}` counts completions and must be a "
-                f"multiple of `num_generations={self.num_generations}`, so that prompt groups stay whole."
+                f"`per_device_train_batch_size={self.per_device_train_batch_size}` counts completions and "
+                f"must be a multiple of `num_generations={self.num_generations}`: prompt groups stay whole."
             )
         if self.rollout_batch_size is not None and self.rollout_batch_size < self.num_generations:
             raise ConfigError(

@@ -5,10 +5,11 @@ Shapes: N completions, R completion tokens, B prompts, G completions per prompt;
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from mmft.engine.actor_critic import Prompts
 from mmft.engine.packing import Completions
+from mmft.errors import ConfigError
 
 TENSORS = ("old_logps", "ref_logps", "values", "advantages", "returns", "train_mask")
 
@@ -64,21 +66,23 @@ class Experience:
         return replace(
             self,
             rows=[self.rows[g] for g in groups],
-            prompts=[self.prompts[g] for g in groups],
+            prompts=cast(Prompts, [self.prompts[g] for g in groups]),
             completions=Completions(
                 self.completions.ids[keep, :width], self.completions.mask[keep, :width], index
             ),
             scores=self.scores[keep],
             ended=self.ended[keep],
-            **tensors,
+            **cast(dict[str, Any], tensors),
         )
 
     def with_tensors(self, **tensors: Tensor) -> Experience:
         """A copy with some fields set."""
-        return replace(self, **tensors)
+        return replace(self, **cast(dict[str, Any], tensors))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes all but the prompts, which are encoded again from their rows."""
+    def save(self, path: str | os.PathLike[str], fingerprint: dict[str, int]) -> None:
+        """Writes all but the prompts, which are encoded again from their rows.
+
+        `fingerprint` is the plan's, by which a resumed run knows that the rollout is its own."""
         tensors = {
             "rows": torch.tensor(self.rows),
             "ids": self.completions.ids,
@@ -88,16 +92,30 @@ class Experience:
             "ended": self.ended,
         } | {name: value for name in TENSORS if (value := getattr(self, name)) is not None}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(tensors, path, metadata={"rollout": str(self.number)})
+        save_file(tensors, path, metadata={"rollout": str(self.number), "plan": json.dumps(fingerprint)})
 
 
 def load_experience(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
     """The fields of a saved `Experience` except its prompts."""
     with safe_open(Path(path), framework="pt", device=str(device)) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
         number = int(file.metadata()["rollout"])
     completions = Completions(tensors.pop("ids"), tensors.pop("mask"), tensors.pop("prompt_index"))
     return {"number": number, "rows": tensors.pop("rows").tolist(), "completions": completions, **tensors}
+
+
+def load_fingerprint(path: str | os.PathLike[str]) -> dict[str, int]:
+    """The fingerprint that `Experience.save` was given."""
+    with safe_open(Path(path), framework="pt") as file:
+        fingerprint: dict[str, int] = json.loads(file.metadata()["plan"])
+    return fingerprint
+
+
+def given(tensor: Tensor | None, name: str) -> Tensor:
+    """A field that may be None, where the algorithm cannot do without it."""
+    if tensor is None:
+        raise ConfigError(f"`{name}` is missing: this algorithm needs a model built with `critic=True`.")
+    return tensor
 
 
 def _part(tensor: Tensor | None, keep: Tensor, width: int) -> Tensor | None:

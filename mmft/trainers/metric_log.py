@@ -1,4 +1,4 @@
-"""Means of everything measured between two log lines, over all processes, each with the weight it was measured by."""
+"""Means of everything measured between two log lines, over all processes, each value with its weight."""
 
 from __future__ import annotations
 

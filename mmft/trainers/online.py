@@ -1,20 +1,23 @@
 """The base of the online trainers: rollouts as the data source of the Hugging Face training loop.
 
-An algorithm adds its settings, `add_targets` (advantages, returns) and `compute_policy_loss`; see `trainers.ppo`.
+An algorithm adds its settings, `add_targets` (advantages, returns) and `compute_policy_loss`; see
+`trainers.ppo`. How held-out samples are reported lives in `trainers.held_out`.
 """
 
 from __future__ import annotations
 
 import abc
-import os
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import TrainOutput
 
 from mmft.data.rows import PromptDataset
 from mmft.engine.actor_critic import VLMActorCritic
@@ -27,17 +30,17 @@ from mmft.models.backbone import Backbone, load_backbone, make_backbone
 from mmft.trainers.callbacks import RewardProgress, RunFiles
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
-from mmft.trainers.experience import Experience
+from mmft.trainers.experience import Experience, load_fingerprint
+from mmft.trainers.held_out import held_out_means, held_out_samples
 from mmft.trainers.metric_log import MetricLog
 from mmft.trainers.schedule import RolloutPlan, Ticket, ticket_loader
 from mmft.types import RewardFunction
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from peft import PeftConfig
     from torch.utils.data import DataLoader
 
-Rows = "PromptDataset | Dataset | list[dict[str, Any]]"
+Rows: TypeAlias = "PromptDataset | Dataset | Sequence[Mapping[str, Any]]"
 
 
 class OnlineTrainer(Trainer, abc.ABC):
@@ -56,6 +59,9 @@ class OnlineTrainer(Trainer, abc.ABC):
         eval_funcs: more reward-shaped callables that `evaluate` reports and training never sees.
     """
 
+    args: OnlineConfig
+    train_dataset: Any  # a PromptDataset or None; transformers declares datasets of torch
+    eval_dataset: Any
     needs_critic = True
 
     def __init__(
@@ -74,6 +80,7 @@ class OnlineTrainer(Trainer, abc.ABC):
         reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         if not reward_funcs:
             raise ConfigError("`reward_funcs` is empty; give at least one reward function.")
+        set_seed(args.seed)  # adapters are drawn here, before the Trainer seeds itself
         actor_critic = self._make_actor_critic(model, args, processing_class, peft_config)
         self.reward_suite = RewardSuite(reward_funcs, args.reward_weights)
         # Evaluation reports the optimised rewards and the others, the latter with weight 0.
@@ -92,6 +99,11 @@ class OnlineTrainer(Trainer, abc.ABC):
             callbacks=[RunFiles(), *(callbacks or [])],
             optimizers=optimizers,
         )
+        if self.args.n_gpu > 1:
+            raise ConfigError(
+                f"{self.args.n_gpu} GPUs are visible to one process, and `DataParallel` cannot split rollouts. "
+                "Start one process per GPU (`accelerate launch`), or set CUDA_VISIBLE_DEVICES to one of them."
+            )
         RewardProgress.install(self)
         # Our loss is already a sum over the tokens of the whole optimizer step.
         self.loss_is_scaled_for_ga = True
@@ -101,6 +113,7 @@ class OnlineTrainer(Trainer, abc.ABC):
             PromptEncoder(actor_critic.backbone, 0 if self._is_sharded else args.feature_cache_mb * 2**20),
             self.reward_suite,
             self.metric_log,
+            anyone=self._anyone,
             anyone_open=self._anyone if self._is_sharded else lambda is_open: is_open,
         )
 
@@ -130,7 +143,7 @@ class OnlineTrainer(Trainer, abc.ABC):
 
     @abc.abstractmethod
     def compute_policy_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
-        """The loss of one micro-batch as a sum over its tokens, divided by `num_tokens` of the optimizer step."""
+        """The loss of one micro-batch: the sum over its tokens, by `num_tokens` of the optimizer step."""
 
     # Rollouts as a data source
 
@@ -148,19 +161,25 @@ class OnlineTrainer(Trainer, abc.ABC):
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in `transformers.Trainer`; a second call draws its own rollouts."""
+        self.experience, self._resume_folder = None, None
+        return super().train(*args, **kwargs)
+
     def get_train_dataloader(self) -> DataLoader[Ticket]:
         """Tickets; `_prepare_inputs` turns them into micro-batches of a rollout."""
         if self.train_dataset is None:
             raise ConfigError("`train_dataset` is missing; training needs rows to sample prompts from.")
         return ticket_loader(self.plan)
 
-    def _prepare_inputs(self, inputs: Ticket) -> dict[str, Any]:
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
         """The micro-batch of this ticket, from a new rollout wherever the last one is used up."""
+        ticket: Ticket = inputs
         plan, step = self.plan, self.state.global_step
         number, place = divmod(step, plan.steps_per_rollout)
         if self.experience is None or self.experience.number != number:
             self.experience = self._resumed(number) if place else self.collect(number)
-        if inputs["micro_batch"] == 0:
+        if ticket["micro_batch"] == 0:
             epoch, mini_batch = divmod(place, plan.num_mini_batches)
             groups = plan.mini_batches(number, epoch, self.accelerator.process_index)[mini_batch]
             size = plan.groups_per_micro_batch
@@ -169,7 +188,8 @@ class OnlineTrainer(Trainer, abc.ABC):
             ]
             tokens = sum(int(batch.train_mask.sum()) for batch in self._micro_batches)
             self._num_tokens = self._sum_over_processes(torch.tensor(float(tokens), device=self.args.device))
-        return {"batch": self._micro_batches[inputs["micro_batch"]], "num_tokens": self._num_tokens.clamp(min=1)}
+        batch = self._micro_batches[ticket["micro_batch"]]
+        return {"batch": batch, "num_tokens": self._num_tokens.clamp(min=1)}
 
     def collect(self, number: int) -> Experience:
         """Draws and judges the completions of one rollout on this process, with advantages."""
@@ -223,26 +243,28 @@ class OnlineTrainer(Trainer, abc.ABC):
     ) -> Tensor:
         """Scores a micro-batch with gradients and applies the algorithm's objective.
 
-        Gradients are averaged over processes, while the loss is a sum over the global batch: hence the factor."""
+        Gradients are averaged over processes, while the loss is a sum over the global batch: hence the
+        factor."""
         batch, num_tokens = inputs["batch"], inputs["num_tokens"]
         scores = model(batch.prompts, batch.completions, temperature=self.args.temperature)
         loss = self.compute_policy_loss(scores, batch, num_tokens)
         if not torch.isfinite(loss):
             raise NonFiniteError(
-                f"step {self.state.global_step}: the loss is {loss.item()} on rows {batch.rows}. Nothing was updated; "
-                "lower `learning_rate` or look at the rewards of these rows."
+                f"step {self.state.global_step}: the loss is {loss.item()} on rows {batch.rows}. Nothing was "
+                "updated; lower `learning_rate` or look at the rewards of these rows."
             )
         entropies = scores.entropies[batch.train_mask]
         self.metric_log.add("entropy", float(entropies.mean()) if len(entropies) else 0.0, len(entropies))
         return loss * self.accelerator.num_processes
 
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        grad_norm = super()._clip_grad_norm(model)
-        value = float(grad_norm) if grad_norm is not None else 0.0
-        if value != value or value == float("inf"):
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called before every optimizer step, also where `max_grad_norm` clips nothing."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # The loss scaler of fp16 makes gradients overflow by design, and skips those steps itself.
+        if self.accelerator.scaler is None and not math.isfinite(float(grad_norm or 0.0)):
             raise NonFiniteError(
-                f"step {self.state.global_step}: the gradient norm is {value}. Nothing was updated; lower "
-                "`learning_rate`, or train in a wider dtype."
+                f"step {self.state.global_step}: the gradient norm is {float(grad_norm)}. Nothing was updated; "
+                "lower `learning_rate`, or train in a wider dtype."
             )
         return grad_norm
 
@@ -254,7 +276,7 @@ class OnlineTrainer(Trainer, abc.ABC):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Decodes one greedy completion per held-out row and reports the mean of every reward and eval function."""
+        """Decodes one greedy completion per held-out row; reports the mean of every reward."""
         dataset = self.eval_dataset if eval_dataset is None else _as_prompts(eval_dataset, "eval")
         if dataset is None:
             raise ConfigError("`eval_dataset` is missing; `evaluate` needs held-out rows.")
@@ -279,12 +301,12 @@ class OnlineTrainer(Trainer, abc.ABC):
                     trainer_state=self.state,
                 )
                 fresh = max(min(len(dataset) - start, size), 0)
-                samples += _eval_samples(indices, judged)[:fresh]
+                samples += held_out_samples(indices, judged)[:fresh]
         finally:
             self.collector.metrics = log
         self.eval_samples = sorted(gather_object(samples), key=lambda sample: sample["row"])
         metrics = {
-            f"{metric_key_prefix}_{name}": value for name, value in _eval_means(self.eval_samples).items()
+            f"{metric_key_prefix}_{name}": value for name, value in held_out_means(self.eval_samples).items()
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -315,16 +337,25 @@ class OnlineTrainer(Trainer, abc.ABC):
         path = None if self._resume_folder is None else self._resume_folder / self._rollout_file
         if path is None or not path.is_file():
             raise ConfigError(
-                f"`resume_from_checkpoint`: {self._rollout_file} is missing in {self._resume_folder}. The checkpoint "
-                "was saved in the middle of a rollout; resume with the same number of processes and batch sizes."
+                f"`resume_from_checkpoint`: {self._rollout_file} is missing in {self._resume_folder}. The "
+                f"checkpoint was saved in the middle of rollout {number}, which cannot be drawn again; resume "
+                "from a checkpoint that has the file, or from one at the end of a rollout."
             )
-        experience = self.collector.restore(str(path), self.train_dataset)
-        if experience.number != number:
+        return self.collector.restore(str(path), self.train_dataset, self.args.temperature)
+
+    def _check_saved_rollout(self, folder: Path) -> None:
+        """A rollout that was saved half-way belongs to one number of processes and one set of batch sizes."""
+        saved = sorted(folder.glob("rollout_*.safetensors"))
+        theirs, ours = load_fingerprint(saved[0]) if saved else {}, self.plan.fingerprint()
+        changed = [
+            f"{name}={value} (now {ours[name]})" for name, value in theirs.items() if ours[name] != value
+        ]
+        if changed:
             raise ConfigError(
-                f"`resume_from_checkpoint`: {path} holds rollout {experience.number}, the step needs {number}. "
-                "Resume with the batch sizes, `num_mini_batches` and `num_ppo_epochs` of the stopped run."
+                f"`resume_from_checkpoint`: {folder} was saved in the middle of a rollout with "
+                f"{', '.join(changed)}. Resume with the processes, batch sizes, `num_mini_batches`, "
+                "`num_ppo_epochs`, seed and rows of the stopped run."
             )
-        return experience
 
     @property
     def _rollout_file(self) -> str:
@@ -332,56 +363,33 @@ class OnlineTrainer(Trainer, abc.ABC):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        path = folder / self._rollout_file
+        path.unlink(missing_ok=True)  # of an earlier run into the same folder
         unfinished = self.state.global_step % self.plan.steps_per_rollout != 0
         if unfinished and self.experience is not None and not self.args.save_only_model:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            self.experience.save(folder / self._rollout_file)
+            self.experience.save(path, self.plan.fingerprint())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
-            self.actor_critic.save_pretrained(output_dir or self.args.output_dir, state_dict)
+            self.actor_critic.save_pretrained(output_dir or cast(str, self.args.output_dir), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._resume_folder = Path(resume_from_checkpoint)
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.actor_critic.load_checkpoint(resume_from_checkpoint)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Runs on every resume, however the weights are sharded."""
+        if checkpoint is not None:
+            self._resume_folder = Path(checkpoint)
+            self._check_saved_rollout(self._resume_folder)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     def _load_best_model(self) -> None:
-        self.actor_critic.load_checkpoint(os.fspath(self.state.best_model_checkpoint))
+        self.actor_critic.load_checkpoint(cast(str, self.state.best_model_checkpoint))
 
 
 def _as_prompts(rows: Any, name: str) -> PromptDataset | None:
     return rows if rows is None or isinstance(rows, PromptDataset) else PromptDataset(rows, name=name)
-
-
-def _eval_samples(indices: list[int], judged: Judged) -> list[dict[str, Any]]:
-    totals, components = judged.judgement.total.tolist(), judged.judgement.components
-    return [
-        {
-            "row": index,
-            "completion": judged.texts[i][0],
-            "tokens": int(judged.samples.completions.lengths[i]),
-            "ended": bool(judged.samples.ended[i]),
-            "reward": totals[i],
-            "rewards": {name: values[i] for name, values in components.items()},
-        }
-        for i, index in enumerate(indices)
-    ]
-
-
-def _eval_means(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the samples that could be judged; names as in training."""
-    columns: dict[str, list[float]] = {"reward": [sample["reward"] for sample in samples]}
-    for sample in samples:
-        for name, value in sample["rewards"].items():
-            columns.setdefault(f"rewards/{name}", []).append(value)
-    columns["completions/mean_length"] = [float(sample["tokens"]) for sample in samples]
-    columns["completions/no_eos_share"] = [float(not sample["ended"]) for sample in samples]
-    means = {}
-    for name, values in columns.items():
-        known = [value for value in values if value is not None and value == value]
-        if known:
-            means[name] = sum(known) / len(known)
-    return means

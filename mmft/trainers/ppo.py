@@ -1,12 +1,13 @@
-"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347) with a learned critic, token by token.
+"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347) with a critic, token by token.
 
-As in Ziegler et al. 2019 (arXiv:1909.08593): the KL to the pretrained policy is part of the reward, the reward
-function's score arrives with the last token, and advantages are whitened over the rollout.
+As in Ziegler et al. 2019 (arXiv:1909.08593): the KL to the pretrained policy is part of the reward, the score
+of the reward functions arrives with the last token, and advantages are whitened over the rollout.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,11 +18,11 @@ from mmft.errors import ConfigError
 from mmft.estimators.advantages import gae
 from mmft.estimators.returns import shift_values
 from mmft.estimators.rewards import penalize_missing_eos, per_token_rewards
-from mmft.objectives.kl import kl_penalty
+from mmft.objectives.kl import KLEstimator, kl_penalty
 from mmft.objectives.policy import approximate_kl, clip_fraction, clipped_policy_loss
 from mmft.objectives.value import clipped_value_loss, explained_variance, value_clip_fraction
 from mmft.trainers.config import OnlineConfig
-from mmft.trainers.experience import Experience
+from mmft.trainers.experience import Experience, given
 from mmft.trainers.online import OnlineTrainer
 
 
@@ -66,7 +67,7 @@ class PPOTrainer(OnlineTrainer):
 
     def add_targets(self, experience: Experience) -> Experience:
         """Per-token rewards, GAE, and advantages whitened over the valid tokens of all processes."""
-        args, mask = self.args, experience.train_mask
+        args, mask, values = self.args, experience.train_mask, given(experience.values, "values")
         kl = self._kl(experience)
         scores = experience.scores
         if args.missing_eos_penalty is not None:
@@ -78,16 +79,16 @@ class PPOTrainer(OnlineTrainer):
         ends = last_valid(mask)
         advantages = gae(
             rewards,
-            experience.values,
-            shift_values(experience.values, mask),
+            values,
+            shift_values(values, mask),
             terminated=ends,
             last=ends,
             discount=args.gamma,
             lam=args.lam,
             mask=mask,
         )
-        returns = advantages + experience.values
-        variance = explained_variance(experience.values, returns, mask, reduce=self._sum_over_processes)
+        returns = advantages + values
+        variance = explained_variance(values, returns, mask, reduce=self._sum_over_processes)
         self.metric_log.add("explained_variance", float(variance))
         whitened = masked_whiten(advantages, mask, reduce=self._sum_over_processes)
         return experience.with_tensors(advantages=whitened, returns=returns)
@@ -96,7 +97,7 @@ class PPOTrainer(OnlineTrainer):
         """(N, R) per-token KL to the reference; logged in nats per completion."""
         if experience.ref_logps is None:
             return torch.zeros_like(experience.old_logps)
-        kl = kl_penalty(experience.old_logps, experience.ref_logps, self.args.kl_estimator)
+        kl = kl_penalty(experience.old_logps, experience.ref_logps, cast(KLEstimator, self.args.kl_estimator))
         kl = kl * experience.completions.mask
         self.metric_log.add_all("kl", kl.sum(1).tolist())
         return kl
@@ -104,8 +105,9 @@ class PPOTrainer(OnlineTrainer):
     def compute_policy_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
         """Clipped policy loss + `vf_coef` * clipped value loss."""
         args, mask = self.args, batch.train_mask
-        policy = (scores.logps, batch.old_logps, batch.advantages, mask)
-        value = (scores.values, batch.values, batch.returns, mask)
+        policy = (scores.logps, batch.old_logps, given(batch.advantages, "advantages"), mask)
+        returns = given(batch.returns, "returns")
+        value = (given(scores.values, "values"), given(batch.values, "values"), returns, mask)
         policy_loss = clipped_policy_loss(*policy, clip=args.cliprange, num_tokens=num_tokens)
         value_loss = clipped_value_loss(*value, clip=args.cliprange_value, num_tokens=num_tokens)
         tokens = int(mask.sum())

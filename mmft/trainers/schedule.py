@@ -1,7 +1,7 @@
 """When what happens: which prompts a rollout uses, and which micro-batch follows which.
 
-The data loader of the Trainer hands out tickets, not data: skipping, sharding and prefetching tickets costs nothing,
-so the Hugging Face loop can be used as it is, and a run resumes at any optimizer step.
+The data loader of the Trainer hands out tickets, not data: skipping and prefetching tickets costs nothing, so
+the Hugging Face loop can be used as it is, and a run resumes at any optimizer step.
 """
 
 from __future__ import annotations
@@ -43,23 +43,26 @@ class RolloutPlan:
         """Optimizer steps per rollout."""
         return self.num_mini_batches * self.num_epochs
 
+    def fingerprint(self) -> dict[str, int]:
+        """What a rollout's rows, samples and mini-batches follow from: a saved one fits no other plan."""
+        names = ("num_rows", "local_groups", "num_mini_batches", "num_epochs", "num_processes", "seed")
+        return {name: getattr(self, name) for name in names}
+
     @property
     def rollouts_per_epoch(self) -> int:
         """Rollouts in one pass over the data set, at least one."""
         return max(self.num_rows // self.global_groups, 1)
 
     def rows(self, rollout: int, process: int) -> list[int]:
-        """The data set rows of one process's share of a rollout; every pass over the data is a new permutation."""
+        """The data set rows of one process's share of a rollout; each pass over the data is shuffled anew."""
         first = rollout * self.global_groups + process * self.local_groups
-        return [self._row(position) for position in range(first, first + self.local_groups)]
+        places = [divmod(position, self.num_rows) for position in range(first, first + self.local_groups)]
+        orders = {epoch: self._permutation(epoch) for epoch in {epoch for epoch, _ in places}}
+        return [int(orders[epoch][place]) for epoch, place in places]
 
     def first_sample(self, process: int, num_generations: int) -> int:
         """The global number of a process's first completion in a rollout; seeds its sampling noise."""
         return process * self.local_groups * num_generations
-
-    def _row(self, position: int) -> int:
-        epoch, place = divmod(position, self.num_rows)
-        return int(self._permutation(epoch)[place])
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
@@ -68,13 +71,14 @@ class RolloutPlan:
     def mini_batches(self, rollout: int, epoch: int, process: int) -> list[list[int]]:
         """Local group numbers of each mini-batch of one pass; a fresh shuffle per pass."""
         key = ((self.seed * 7919 + rollout) * 7919 + epoch) * 7919 + process
-        order = torch.randperm(self.local_groups, generator=torch.Generator().manual_seed(key)).tolist()
+        generator = torch.Generator().manual_seed(key % 2**63)  # seeds of 32 bits would overflow
+        order = torch.randperm(self.local_groups, generator=generator).tolist()
         size = self.local_groups // self.num_mini_batches
         return [order[start : start + size] for start in range(0, self.local_groups, size)]
 
 
 Ticket = dict[str, int]
-"""`{"micro_batch": i}`: the number of a micro-batch within its optimizer step. The Trainer expects a mapping."""
+"""`{"micro_batch": i}`: the number of a micro-batch within its optimizer step. The Trainer wants mappings."""
 
 
 class TicketDataset(Dataset[Ticket]):
