@@ -14,7 +14,15 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from rewards.text import STOP_WORDS, Completion, Pair, completion_text, content_words_and_pairs, text_column
+from rewards.text import (
+    STOP_WORDS,
+    Completion,
+    Link,
+    Pair,
+    completion_text,
+    content_words_and_links,
+    text_column,
+)
 
 Unit = str | Pair
 
@@ -35,13 +43,18 @@ def support(references: tuple[str, ...], keywords: tuple[str, ...], stop_words: 
     most: dict[Unit, int] = {}
     richest = 0
     for index, phrase in enumerate(chain(references, keywords)):
-        words, pairs = content_words_and_pairs(phrase, stop_words)
-        counts: Counter[Unit] = Counter(chain(words, pairs))
+        words, links = content_words_and_links(phrase, stop_words)
+        counts: Counter[Unit] = Counter(chain(words, (link[:2] for link in links)))
         for unit, count in counts.items():
             most[unit] = max(count, most.get(unit, 0))
         if index < len(references):
             richest = max(richest, len(counts))
-    return Support(most, richest or len(most))
+    richest = richest or len(most)
+    for phrase in chain(references, keywords):
+        for first, second, loose in content_words_and_links(phrase, stop_words)[1]:
+            if loose:  # "the circle is red" supports "red circle" too
+                most.setdefault((second, first), 1)
+    return Support(most, richest)
 
 
 def caption_detail(
@@ -55,9 +68,9 @@ def caption_detail(
 
         Detail = (s / n) * min(1, s / m)
 
-    The units of a text are its distinct content words (no stop words, plurals folded) and its distinct
-    unordered pairs of content words that stand side by side. A word is known if a reference or keyword holds
-    it; in a caption only pairs of two known words are units.
+    The units of a text are its distinct content words (no stop words, plurals folded) and its distinct pairs
+    of content words that stand side by side, in this order; around a form of "to be" the order is free. A
+    word is known if a reference or keyword holds it; in a caption only pairs of two known words are units.
 
     s: supported units. A pair is supported if one reference or keyword holds it side by side. A word is
        supported if it is known and stands in no unsupported pair: bound to the wrong neighbour it earns
@@ -71,12 +84,12 @@ def caption_detail(
         "a red circle"                    s = n = 3            1   * 3/6 = 0.5
         "a shiny red circle"              s = 3, n = 4         3/4 * 3/6 = 0.375
         "a red square and a blue circle"  s = 0                            0
-        "red circle blue square"          s = 4, n = 7         4/7 * 4/6 = 0.381   (blue, circle): unsupported
+        "red circle blue square"          s = 4, n = 7         4/7 * 4/6 = 0.381   (circle, blue): unsupported
     """
     known = support(tuple(references), tuple(keywords), stop_words)
-    all_words, all_pairs = content_words_and_pairs(caption, stop_words)
+    all_words, links = content_words_and_links(caption, stop_words)
     words = Counter(all_words)
-    pairs = Counter(pair for pair in all_pairs if pair[0] in known.most and pair[1] in known.most)
+    pairs = Counter(_pair(link, known) for link in links if link[0] in known.most and link[1] in known.most)
     misbound = set(chain.from_iterable(pair for pair in pairs if pair not in known.most))
     supported = sum(word in known.most and word not in misbound for word in words)
     supported += sum(pair in known.most for pair in pairs)
@@ -88,6 +101,12 @@ def caption_detail(
     return precision * min(1.0, supported / known.richest)
 
 
+def _pair(link: Link, known: Support) -> Pair:
+    """The pair a caption's link states; "the circle is red" may state (circle, red) or (red, circle)."""
+    first, second, loose = link
+    return (second, first) if loose and (second, first) in known.most else (first, second)
+
+
 def says_something(
     caption: str,
     references: tuple[str, ...] | list[str],
@@ -95,9 +114,9 @@ def says_something(
     *,
     stop_words: frozenset[str] = STOP_WORDS,
 ) -> bool:
-    """Whether one content word of the caption is known, however bound; true where none is."""
+    """Whether a content word of the caption is known, however bound; true where none can be known."""
     known = support(tuple(references), tuple(keywords), stop_words)
-    words, _ = content_words_and_pairs(caption, stop_words)
+    words, _ = content_words_and_links(caption, stop_words)
     return not known.most or any(word in known.most for word in words)
 
 

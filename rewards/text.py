@@ -12,6 +12,8 @@ from typing import Any
 
 Completion = str | list[dict[str, Any]]
 Pair = tuple[str, str]
+Link = tuple[str, str, bool]
+"""Two content words side by side, and whether a form of "to be" stands between them."""
 
 TO_BE = frozenset("am are be been being is was were".split())
 
@@ -84,24 +86,26 @@ def singular(word: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def content_words_and_pairs(
+def content_words_and_links(
     text: str, stop_words: frozenset[str]
-) -> tuple[tuple[str, ...], tuple[Pair, ...]]:
-    """Content words in order, and the unordered pairs of content words that stand side by side.
+) -> tuple[tuple[str, ...], tuple[Link, ...]]:
+    """Content words in order, and the links between those that stand side by side.
 
-    A stop word parts its neighbours, a form of "to be" and punctuation do not: "red circle", "circle is red"
-    and "circle, red" all give the pair (circle, red); "red and circle" gives none.
+    A stop word parts its neighbours, a form of "to be" and punctuation do not: "red circle" and "red, circle"
+    link (red, circle), "circle is red" links (circle, red) loosely, "red and circle" links nothing.
     """
     words: list[str] = []
-    pairs: list[Pair] = []
-    previous: str | None = None
+    links: list[Link] = []
+    previous, loose = None, False
     for raw in _WORD.findall(text.lower()):
-        if raw in stop_words:
-            previous = previous if raw in TO_BE else None
-            continue
-        word = singular(raw)
-        words.append(word)
-        if previous is not None:
-            pairs.append((previous, word) if previous <= word else (word, previous))
-        previous = word
-    return tuple(words), tuple(pairs)
+        if raw in TO_BE and raw in stop_words:
+            loose = True
+        elif raw in stop_words:
+            previous = None
+        else:
+            word = singular(raw)
+            words.append(word)
+            if previous is not None:
+                links.append((previous, word, loose))
+            previous, loose = word, False
+    return tuple(words), tuple(links)
