@@ -69,10 +69,19 @@ class VLMActorCritic(nn.Module):
         return self.backbone.base._no_split_modules
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Called by the Trainer for `gradient_checkpointing`."""
-        cast(Any, self.backbone.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        """What the Trainer of older transformers calls."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Called by the Trainer where layers are to be recomputed in the backward."""
+        model: Any = self.backbone.model
+        renamed = hasattr(model, "activation_checkpointing_enable")
+        enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+        enable(activation_checkpointing_kwargs, **options)
         if self.backbone.has_adapters:  # frozen inputs would otherwise cut the graph at the first checkpoint
             self.backbone.base.enable_input_require_grads()
 

@@ -77,8 +77,8 @@ def keep_top(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
 def choose(logits: Tensor, noise: Tensor | None, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """(N, V) logits at the sampling temperature and (N,) uniforms to (N,) ids; without noise the likeliest.
 
-    Inverse transform: the first token whose cumulative probability exceeds the uniform; a token of probability
-    0 is never chosen. Cumulated in fp64, since in fp32 the tail of a large vocabulary is lost to rounding."""
+    Inverse transform: the first token whose cumulative probability exceeds the uniform. A token of zero
+    probability is never chosen. In fp64, since in fp32 the tail of a large vocabulary is lost to rounding."""
     if noise is None:
         return logits.argmax(-1)
     cumulative = keep_top(logits, top_k=top_k, top_p=top_p).double().softmax(-1).cumsum(-1)

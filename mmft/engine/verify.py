@@ -52,13 +52,13 @@ def check_head(backbone: Backbone, inputs: PromptInputs) -> None:
     statistic, tolerance = _compare(ours[ours.isfinite()], theirs[ours.isfinite()], backbone.dtype)
     if not statistic <= tolerance:
         raise UnsupportedModelError(
-            f"{type(backbone.base).__name__} changes its logits in a way unknown to mmft: the log-probs of its "
-            f"own forward differ by {statistic:.1e} from those of its language head, allowed {tolerance:.0e}."
+            f"{type(backbone.base).__name__} changes its logits in a way unknown to mmft: the log-probs of "
+            f"its forward differ from those of its language head by {statistic:.1e}, allowed {tolerance:.0e}."
         )
 
 
 def _compare(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """The difference by which `dtype` is judged, and what is allowed: fp32 by the largest, bf16 by the mean."""
+    """The difference by which `dtype` is judged (fp32 the largest, bf16 the mean), and the one allowed."""
     gap = (actual - expected).abs()
     statistic = gap.max() if dtype in (torch.float32, torch.float64) else gap.mean()
     return float(statistic), TOLERANCE.get(dtype, 3e-2)

@@ -123,12 +123,13 @@ class Backbone(nn.Module):
     def encode(self, inputs: PromptInputs) -> PromptEncoding:
         """Runs everything before the seam for one prompt; with gradients where that part trains."""
         inputs = inputs.to(self.device, self.dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.caches_encodings):
+        frozen = self.caches_encodings
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             arguments = capture_text_inputs(self.base, self.text_model, inputs.tensors)
         encoding = encoding_from_call(arguments, self.attention_kinds)
-        # `enable_input_require_grads` marks even what was computed without a graph; kept for epochs, such a leaf
-        # would collect gradients that nobody reads.
-        return encoding if encoding.embeds.grad_fn is not None else encoding.detach()
+        # `enable_input_require_grads` marks even what was computed without a graph; kept for epochs, such a
+        # leaf would collect gradients that nobody reads.
+        return encoding.detach() if frozen else encoding
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         embeds: Tensor = self.base.get_input_embeddings()(ids)
@@ -196,8 +197,8 @@ def _forward_mentions(model_class: Any, name: str) -> bool:
 def _softcap(model: PreTrainedModel) -> float | None:
     """The soft cap that this model class applies.
 
-    Gemma-family configs all carry one, but not every class applies it (Gemma 3's ignores it): only its own forward
-    tells. Verification compares with that forward on the first batch."""
+    Gemma-family configs all carry one, but not every class applies it (Gemma 3's ignores it): only its own
+    forward tells. Verification compares with that forward on the first batch."""
     name = "final_logit_softcapping"
     cap = getattr(model.config.get_text_config(decoder=True), name, None)
     model_class: Any = type(model)  # mypy holds that modules have no hash
@@ -224,7 +225,7 @@ def load_backbone(
         dtype: of the weights; `"auto"` keeps the checkpoint's.
         attn_implementation: `sdpa` or `eager` share the prompt; others take the plain path.
         processor: replaces the checkpoint's own processor.
-        **kwargs: passed to the model's `from_pretrained` (`revision`, `quantization_config`, `device_map`, ...).
+        **kwargs: for the model's `from_pretrained` (`revision`, `quantization_config`, `device_map`, ...).
 
     Raises:
         UnsupportedModelError: encoder-decoder models and unknown seams.

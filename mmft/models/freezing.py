@@ -23,8 +23,8 @@ PROJECTOR_NAMES = frozenset({
 def parameter_parts(base: PreTrainedModel) -> Iterator[tuple[str, str, nn.Parameter]]:
     """Yields (part, name, parameter) over the transformers model; adapters count to the part they sit in.
 
-    The projector is everything between encoder and text model; Qwen-style mergers live inside the vision module
-    and still count as projector."""
+    The projector is everything between encoder and text model; Qwen-style mergers live inside the vision
+    module and still count as projector."""
     text_parameters = {id(p) for p in find_text_model(base).parameters()}
     head = base.get_output_embeddings()
     text_parameters |= {id(p) for p in head.parameters()} if head is not None else set()

@@ -50,7 +50,7 @@ class PromptEncoding:
     positions: Tensor
     """(A, P) position ids per rotary axis."""
     visible: Visibility | None
-    """(P, P) per attention kind where the model makes its own mask (image blocks, prefix-LM); None = causal."""
+    """(P, P) per attention kind where the model makes its own mask (images, prefix-LM); None = causal."""
     visual_mask: Tensor | None = None
     """(P,) True at image tokens, for models that add visual features in later layers (deepstack)."""
     deepstack: tuple[Tensor, ...] = ()
@@ -62,7 +62,7 @@ class PromptEncoding:
 
     @property
     def next_position(self) -> Tensor:
-        """() position of the first completion token: max over all axes + 1, as M-RoPE does not count tokens."""
+        """() position of the first completion token: max over all axes + 1; M-RoPE does not count tokens."""
         return self.positions.max() + 1
 
     def detach(self) -> PromptEncoding:

@@ -1,7 +1,8 @@
 """The seam: the one call a vision-language model makes into its text model.
 
-Everything model-specific (image encoders, projectors, placeholder merging, rotary indices, image masks) happens
-before that call. The engine captures its arguments once per prompt and drives the text model itself from there on.
+Everything model-specific (image encoders, projectors, placeholder merging, rotary indices, image masks)
+happens before that call. The engine captures its arguments once per prompt and drives the text model itself
+from there on.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def find_text_model(model: nn.Module) -> nn.Module:
     if isinstance(candidate, nn.Module) and candidate is not model and _is_headless(candidate):
         return candidate
     raise UnsupportedModelError(
-        f"No text model found in {type(model).__name__}: looked for `model.language_model`, `model.text_model` "
-        "and `get_decoder()` without a language-model head. The model is not laid out like the decoder-style "
-        "vision-language models of transformers 5."
+        f"No text model found in {type(model).__name__}: looked for `model.language_model`, "
+        "`model.text_model` and `get_decoder()` without a language-model head. The model is not laid out "
+        "like the decoder-style vision-language models of transformers 5."
     )
 
 

@@ -41,8 +41,8 @@ def pad_token_id(processor: Any, end_ids: frozenset[int]) -> int:
 def placeholder_token_ids(model: Any, processor: Any) -> frozenset[int]:
     """Ids that stand for pictures, videos or sounds.
 
-    A sampled one would have no features to stand for: the classic cause of "image features and image tokens do not
-    match" in the next forward."""
+    A sampled one would have no features to stand for: the classic cause of "image features and image tokens
+    do not match" in the next forward."""
     ids: set[int] = set()
     for config in (model.config, model.config.get_text_config(decoder=True)):
         for name, value in vars(config).items():
