@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmft.models.actor_critic import VLMActorCritic
+    from mmft.engine.actor_critic import VLMActorCritic
     from mmft.models.backbone import load_backbone
     from mmft.trainers.ppo import PPOConfig, PPOTrainer
 
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "PPOConfig": "mmft.trainers.ppo",
     "PPOTrainer": "mmft.trainers.ppo",
-    "VLMActorCritic": "mmft.models.actor_critic",
+    "VLMActorCritic": "mmft.engine.actor_critic",
     "load_backbone": "mmft.models.backbone",
 }
 

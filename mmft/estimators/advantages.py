@@ -50,8 +50,8 @@ def gae(
         A_t = delta_t + discount * lam * A_{t+1},   A_{t+1} = 0 after a terminated or a last step
 
     with delta_t from `td_errors`. lam = 0 is the TD error, lam = 1 the discounted return minus V. Positions
-    outside `mask` come out 0 and, whatever they hold, change no other. The critic trains on A + V. For
-    right-padded completions, each one episode:
+    outside `mask` come out 0 and, whatever they hold, change no other: a gap ends the recursion. The critic
+    trains on A + V. For right-padded completions, each one episode:
 
         ends, next_values = last_valid(mask), shift_values(values, mask)
         advantages = gae(rewards, values, next_values, terminated=ends, last=ends, mask=mask, ...)

@@ -1,7 +1,6 @@
 """Losses of the policy, and what tells whether an update went too far.
 
-Inputs at invalid positions are replaced before anything is computed from them: they may hold anything, NaN
-included, and get exactly zero gradient.
+Invalid positions may hold anything, NaN included: they change no number and get exactly zero gradient.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def clipped_policy_loss(
     """
     _check_tokens(logps, old_logps, mask)
     check_shapes(logps=(logps, "BT"), advantages=(advantages, "BT"))
-    advantages = zero_outside(at_least_float32(advantages), mask).detach()
+    advantages = at_least_float32(advantages).detach()
     ratio = _log_ratio(logps, old_logps, mask).exp()
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
     return -masked_sum(surrogate, mask) / num_tokens
@@ -54,7 +53,7 @@ def clip_fraction(
     """
     _check_tokens(logps, old_logps, mask)
     check_shapes(logps=(logps, "BT"), advantages=(advantages, "BT"))
-    advantages = zero_outside(at_least_float32(advantages), mask)
+    advantages = at_least_float32(advantages)
     ratio = _log_ratio(logps, old_logps, mask).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages < ratio * advantages
     return masked_sum(clipped, mask) / num_tokens

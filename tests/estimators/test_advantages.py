@@ -124,6 +124,16 @@ def test_gae_does_not_leak_across_episodes_in_one_row(terminated: bool):
     torch.testing.assert_close(joined, gae(**batch, discount=0.9, lam=0.95).reshape(1, 4))
 
 
+def test_a_later_episode_that_is_not_a_number_spoils_no_earlier_one():
+    batch = random_batch()
+    batch["last"][:, 1] = True
+    expected = gae(**batch, discount=0.9, lam=0.95)
+    batch["rewards"][:, 4] = torch.nan
+    advantages = gae(**batch, discount=0.9, lam=0.95)
+    torch.testing.assert_close(advantages[:, :2], expected[:, :2])
+    assert advantages[:, 2:].isnan().all()
+
+
 def test_a_terminated_step_alone_stops_the_recursion():
     batch = random_batch()
     batch["terminated"][:, 2] = True
@@ -148,6 +158,16 @@ def test_padding_changes_no_advantage():
         expected = reference.gae(rewards[b, :length].tolist(), values[b, :length].tolist(), 0.0, 0.9, 0.8)
         torch.testing.assert_close(padded[b, :length].tolist(), expected)
     assert padded[mask == 0].eq(0).all()
+
+
+def test_a_gap_in_the_mask_comes_out_zero_and_ends_the_recursion():
+    batch = random_batch()
+    mask = torch.tensor([[1, 1, 0, 1, 1]]).expand(3, 5)
+    advantages = gae(**batch, mask=mask, discount=0.9, lam=0.8)
+    assert advantages[:, 2].eq(0).all()
+    batch["last"][:, 1] = True
+    apart = gae(**batch, discount=0.9, lam=0.8)
+    torch.testing.assert_close(advantages[:, [0, 1, 3, 4]], apart[:, [0, 1, 3, 4]])
 
 
 def test_padding_stops_the_recursion_where_the_caller_marked_no_end():

@@ -37,9 +37,9 @@ def test_discounted_return_is_the_first_monte_carlo_return():
 
 
 def test_shifted_values_are_those_of_the_next_step_and_zero_after_the_end():
-    values = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, torch.nan]])
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    assert shift_values(values, mask).tolist() == [[2, 3, 0], [5, 0, 0]]
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, torch.nan]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    assert shift_values(values, mask).tolist() == [[2, 3, 4, 0], [6, 0, 0, 0]]
 
 
 def test_shifted_values_bootstrap_rows_that_were_cut():
