@@ -202,7 +202,9 @@ class Collector:
 
     def _rescore(self, experience: Experience, temperature: float, size: int) -> dict[str, Tensor]:
         def score(part: Experience) -> dict[str, Tensor]:
-            scores = self.actor_critic(part.prompts, part.completions, temperature=temperature)
+            scores = self.actor_critic(
+                part.prompts, part.completions, temperature=temperature, entropies=False
+            )
             values = {} if scores.values is None else {"values": scores.values}
             return {"old_logps": scores.logps} | values
 

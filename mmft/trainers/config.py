@@ -24,7 +24,8 @@ class OnlineConfig(TrainingArguments):
     )
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
     logging_steps: float = field(default=1, metadata={"help": "Optimizer steps between two log lines."})
-    # None first: the argument parser of transformers reads the second member of a union as the type of its strings.
+    # None first: the argument parser of transformers takes the second member of a union for the type of its
+    # strings.
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="none", metadata={"help": "Trackers of transformers (wandb, trackio, tensorboard, ...)."}
     )

@@ -91,7 +91,8 @@ class Experience:
             "scores": self.scores,
             "ended": self.ended,
         } | {name: value for name in TENSORS if (value := getattr(self, name)) is not None}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        # Cloned: safetensors refuses tensors that share memory, as two fields may.
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         save_file(tensors, path, metadata={"rollout": str(self.number), "plan": json.dumps(fingerprint)})
 
 

@@ -101,7 +101,7 @@ class OnlineTrainer(Trainer, abc.ABC):
         )
         if self.args.n_gpu > 1:
             raise ConfigError(
-                f"{self.args.n_gpu} GPUs are visible to one process, and `DataParallel` cannot split rollouts. "
+                f"One process sees {self.args.n_gpu} GPUs, and `DataParallel` cannot split a rollout. "
                 "Start one process per GPU (`accelerate launch`), or set CUDA_VISIBLE_DEVICES to one of them."
             )
         RewardProgress.install(self)
@@ -263,8 +263,8 @@ class OnlineTrainer(Trainer, abc.ABC):
         # The loss scaler of fp16 makes gradients overflow by design, and skips those steps itself.
         if self.accelerator.scaler is None and not math.isfinite(float(grad_norm or 0.0)):
             raise NonFiniteError(
-                f"step {self.state.global_step}: the gradient norm is {float(grad_norm)}. Nothing was updated; "
-                "lower `learning_rate`, or train in a wider dtype."
+                f"step {self.state.global_step}: the gradient norm is {float(grad_norm)}. Nothing was "
+                "updated; lower `learning_rate`, or train in a wider dtype."
             )
         return grad_norm
 
@@ -338,8 +338,8 @@ class OnlineTrainer(Trainer, abc.ABC):
         if path is None or not path.is_file():
             raise ConfigError(
                 f"`resume_from_checkpoint`: {self._rollout_file} is missing in {self._resume_folder}. The "
-                f"checkpoint was saved in the middle of rollout {number}, which cannot be drawn again; resume "
-                "from a checkpoint that has the file, or from one at the end of a rollout."
+                f"checkpoint was saved in the middle of rollout {number}, which cannot be drawn again; "
+                "resume from a checkpoint that has the file, or from one at the end of a rollout."
             )
         return self.collector.restore(str(path), self.train_dataset, self.args.temperature)
 

@@ -120,5 +120,5 @@ class PPOTrainer(OnlineTrainer):
             ),
             "approx_kl": approximate_kl(scores.logps, batch.old_logps, mask, num_tokens=max(tokens, 1)),
         }.items():
-            self.metric_log.add(name, float(number), tokens)
+            self.metric_log.add(name, float(number.detach()), tokens)
         return policy_loss + args.vf_coef * value_loss
