@@ -85,9 +85,16 @@ class VLMActorCritic(nn.Module):
         if self.backbone.has_adapters:  # frozen inputs would otherwise cut the graph at the first checkpoint
             self.backbone.base.enable_input_require_grads()
 
-    def forward(self, prompts: Prompts, completions: Completions, *, temperature: float = 1.0) -> Scores:
+    def forward(
+        self,
+        prompts: Prompts,
+        completions: Completions,
+        *,
+        temperature: float = 1.0,
+        entropies: bool = True,
+    ) -> Scores:
         """Log-probs, entropies and values of `completions`; gradients as the caller's grad mode says."""
-        return self._score(self.backbone, self.value_head, prompts, completions, temperature)
+        return self._score(self.backbone, self.value_head, prompts, completions, temperature, entropies)
 
     def _score(
         self,
@@ -96,12 +103,14 @@ class VLMActorCritic(nn.Module):
         prompts: Prompts,
         completions: Completions,
         temperature: float,
+        entropies: bool,
     ) -> Scores:
+        options: dict[str, Any] = {"temperature": temperature, "entropies": entropies}
         if not self.packed:
             raw = _raw_prompts(prompts)
-            return score_plain(backbone, value_head, raw, completions, temperature=temperature)
+            return score_plain(backbone, value_head, raw, completions, **options)
         encoded = [backbone.encode(p) if isinstance(p, PromptInputs) else p for p in prompts]
-        return score_packed(backbone, value_head, encoded, completions, temperature=temperature)
+        return score_packed(backbone, value_head, encoded, completions, **options)
 
     @torch.no_grad()
     def reference_logps(
@@ -109,7 +118,7 @@ class VLMActorCritic(nn.Module):
     ) -> Tensor:
         """(N, R) log-probs under the pretrained policy: adapters switched off, or the frozen copy."""
         with self._reference() as backbone:
-            return self._score(backbone, None, prompts, completions, temperature).logps
+            return self._score(backbone, None, prompts, completions, temperature, False).logps
 
     @contextlib.contextmanager
     def _reference(self) -> Iterator[Backbone]:

@@ -18,8 +18,8 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def token_log_probs(
-    hidden: Tensor, ids: Tensor, head: LanguageHead, *, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor, ids: Tensor, head: LanguageHead, *, temperature: float = 1.0, entropies: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Log-prob of each id, and the entropy of the distribution it was drawn from.
 
         z_i = head(h_i) / temperature
@@ -30,25 +30,29 @@ def token_log_probs(
         ids: (M,) chosen tokens.
         head: the language-model head.
         temperature: of the policy, > 0.
+        entropies: whether they are wanted; they cost two more passes over the logits.
 
     Returns:
-        (M,) fp32 log-probs with gradients, (M,) fp32 entropies without.
+        (M,) fp32 log-probs with gradients, (M,) fp32 entropies without (None if not wanted).
     """
     if hidden.shape[0] == 0:
-        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
+        empty = hidden.new_zeros(0, dtype=torch.float32)
+        return empty, empty if entropies else None
     weight = head.weight
     if weight is not None and torch.is_grad_enabled() and hidden.requires_grad:
-        return _FrozenHeadLogProbs.apply(hidden, ids, head, weight, temperature)
+        logps, joined = _FrozenHeadLogProbs.apply(hidden, ids, head, weight, temperature, entropies)
+        return logps, joined if entropies else None
     size = _chunk_size(head)
     parts = []
     for chunk, chosen in zip(hidden.split(size), ids.split(size), strict=True):
+        arguments = (chunk, chosen, head, temperature, entropies)
         if torch.is_grad_enabled() and hidden.shape[0] > size:
             # Recompute this chunk's logits in the backward instead of keeping them.
-            parts.append(checkpoint(_log_probs, chunk, chosen, head, temperature, use_reentrant=False))
+            parts.append(checkpoint(_log_probs, *arguments, use_reentrant=False))
         else:
-            parts.append(_log_probs(chunk, chosen, head, temperature))
-    logps, entropies = zip(*parts, strict=True)
-    return torch.cat(logps), torch.cat(entropies)
+            parts.append(_log_probs(*arguments))
+    logps, found = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(found) if entropies else None
 
 
 def _chunk_size(head: LanguageHead) -> int:
@@ -57,19 +61,23 @@ def _chunk_size(head: LanguageHead) -> int:
     return max(1, CHUNK_BYTES // (4 * vocab_size))
 
 
-def _log_probs(hidden: Tensor, ids: Tensor, head: LanguageHead, temperature: float) -> tuple[Tensor, Tensor]:
-    return log_probs_from_logits(head(hidden) / temperature, ids)
+def _log_probs(
+    hidden: Tensor, ids: Tensor, head: LanguageHead, temperature: float, entropies: bool
+) -> tuple[Tensor, Tensor | None]:
+    logits = head(hidden)
+    logits = logits if temperature == 1 else logits / temperature
+    logps, normalizer = log_probs_from_logits(logits, ids)
+    if not entropies:
+        return logps, None
+    with torch.no_grad():
+        probs = (logits - normalizer[:, None]).exp_()
+        return logps, normalizer - torch.linalg.vecdot(probs, logits)
 
 
 def log_probs_from_logits(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., V) fp32 logits and (...) ids to (...) log-probs and detached entropies; -inf means p = 0."""
+    """(M, V) fp32 logits and (M,) ids to (M,) log-probs and the (M,) logsumexp they were normalised by."""
     normalizer = logits.logsumexp(-1)
-    logps = logits.gather(-1, ids[..., None]).squeeze(-1) - normalizer
-    with torch.no_grad():
-        probs = (logits - normalizer[..., None]).exp()
-        # 0 * -inf is NaN: forbidden tokens must drop out of the sum, not poison it.
-        entropies = normalizer - (probs * logits.clamp(min=torch.finfo(logits.dtype).min)).sum(-1)
-    return logps, entropies
+    return logits.gather(-1, ids[:, None]).squeeze(-1) - normalizer, normalizer
 
 
 class _FrozenHeadLogProbs(torch.autograd.Function):
@@ -83,23 +91,32 @@ class _FrozenHeadLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, ids: Tensor, head: LanguageHead, weight: Tensor, temperature: float
+        ctx: Any,
+        hidden: Tensor,
+        ids: Tensor,
+        head: LanguageHead,
+        weight: Tensor,
+        temperature: float,
+        entropies: bool,
     ) -> tuple[Tensor, Tensor]:
         size = _chunk_size(head)
-        logps, entropies, gradients = [], [], []
+        logps, found, gradients = [], [], []
         for chunk, chosen in zip(hidden.split(size), ids.split(size), strict=True):
-            logits = head(chunk).div_(temperature)
-            chunk_logps, chunk_entropies = log_probs_from_logits(logits, chosen)
-            probs = logits.softmax(-1).to(weight.dtype)
+            logits = head(chunk)
+            logits = logits if temperature == 1 else logits.div_(temperature)
+            chunk_logps, normalizer = log_probs_from_logits(logits, chosen)
             logps.append(chunk_logps)
-            entropies.append(chunk_entropies)
-            gradients.append((weight[chosen] - probs @ weight).div_(temperature))
+            probs = (logits - normalizer[:, None]).exp_()
+            found.append(normalizer - torch.linalg.vecdot(probs, logits) if entropies else normalizer)
+            # (W[id] - p W) / temperature, in one matrix product: p[id] - 1 first, sign and scale after.
+            probs[torch.arange(len(chosen), device=chosen.device), chosen] -= 1
+            gradients.append((probs.to(weight.dtype) @ weight).div_(-temperature))
         ctx.save_for_backward(torch.cat(gradients).to(hidden.dtype))
-        joined = torch.cat(entropies)
+        joined = torch.cat(found)
         ctx.mark_non_differentiable(joined)
         return torch.cat(logps), joined
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return upstream[0][:, None].to(gradient.dtype) * gradient, None, None, None, None
+        return upstream[0][:, None].to(gradient.dtype) * gradient, None, None, None, None, None

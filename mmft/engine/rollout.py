@@ -107,7 +107,7 @@ def sample_packed(
         len(streams), params.max_completion_length, backbone.end_ids, backbone.pad_id, hidden.device
     )
     for step in range(params.max_completion_length):
-        logits = head(hidden) / params.policy_temperature
+        logits = head(hidden).div_(params.policy_temperature)
         ids = choose(
             logits,
             None if noise is None else noise[streams.cpu(), step],
@@ -156,7 +156,7 @@ class _NoisyChoice(LogitsProcessor):
         self.streams = torch.arange(record.ids.shape[0], device=record.ids.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logits = self.head.forbid(scores.float()) / self.params.policy_temperature
+        logits = self.head.forbid_(scores.float().clone()) / self.params.policy_temperature
         noise = None if self.noise is None else self.noise[:, self.step]
         ids = choose(logits, noise, top_k=self.params.top_k, top_p=self.params.top_p)
         logps, _ = log_probs_from_logits(logits, ids)

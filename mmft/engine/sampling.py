@@ -81,6 +81,7 @@ def choose(logits: Tensor, noise: Tensor | None, *, top_k: int = 0, top_p: float
     probability is never chosen. In fp64, since in fp32 the tail of a large vocabulary is lost to rounding."""
     if noise is None:
         return logits.argmax(-1)
-    cumulative = keep_top(logits, top_k=top_k, top_p=top_p).double().softmax(-1).cumsum(-1)
+    probs = keep_top(logits, top_k=top_k, top_p=top_p).softmax(-1)
+    cumulative = probs.cumsum(-1, dtype=torch.float64)
     targets = noise.to(cumulative)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -28,8 +28,8 @@ class Scores:
 
     logps: Tensor
     """(N, R) log-probs of the completion tokens under the policy."""
-    entropies: Tensor
-    """(N, R) entropies of the distributions they were drawn from, detached."""
+    entropies: Tensor | None
+    """(N, R) entropies of the distributions they were drawn from, detached; None if not wanted."""
     values: Tensor | None
     """(N, R) critic's values of the state before each token; None without a critic."""
 
@@ -41,6 +41,7 @@ def score_packed(
     completions: Completions,
     *,
     temperature: float = 1.0,
+    entropies: bool = True,
 ) -> Scores:
     """One forward over `[prompt | completion 1 | ... | completion G]` per prompt; see `engine.packing`."""
     batch = collate_prompts(prompts)
@@ -58,7 +59,7 @@ def score_packed(
         deepstack=batch.deepstack,
     )
     predictors = hidden[completions.prompt_index[:, None], layout.predictor]
-    return _score_hidden(backbone, value_head, predictors, completions, temperature)
+    return _score_hidden(backbone, value_head, predictors, completions, temperature, entropies)
 
 
 def score_plain(
@@ -68,6 +69,7 @@ def score_plain(
     completions: Completions,
     *,
     temperature: float = 1.0,
+    entropies: bool = True,
 ) -> Scores:
     """Each completion in a whole forward of its own through the unchanged model: slow, and the truth."""
     width = completions.ids.shape[1]
@@ -76,7 +78,7 @@ def score_plain(
         length = int(completions.lengths[n])
         hidden = _plain_hidden(backbone, prompts[index], completions.ids[n, :length])
         rows.append(torch.nn.functional.pad(hidden, (0, 0, 0, width - length)))
-    return _score_hidden(backbone, value_head, torch.stack(rows), completions, temperature)
+    return _score_hidden(backbone, value_head, torch.stack(rows), completions, temperature, entropies)
 
 
 def extend_inputs(backbone: Backbone, prompt: PromptInputs, ids: Tensor) -> dict[str, Tensor]:
@@ -118,13 +120,19 @@ def _score_hidden(
     hidden: Tensor,
     completions: Completions,
     temperature: float,
+    entropies: bool,
 ) -> Scores:
     """Scores from (N, R, D) predicting hidden states; only real tokens pass the heads."""
     mask = completions.mask
     chosen = hidden[mask]
-    logps, entropies = token_log_probs(chosen, completions.ids[mask], backbone.head, temperature=temperature)
-    values = None if value_head is None else _scatter(value_head(chosen), mask)
-    return Scores(_scatter(logps, mask), _scatter(entropies, mask), values)
+    logps, found = token_log_probs(
+        chosen, completions.ids[mask], backbone.head, temperature=temperature, entropies=entropies
+    )
+    return Scores(
+        logps=_scatter(logps, mask),
+        entropies=None if found is None else _scatter(found, mask),
+        values=None if value_head is None else _scatter(value_head(chosen), mask),
+    )
 
 
 def _scatter(flat: Tensor, mask: Tensor) -> Tensor:

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FORBIDDEN = -1e30
+"""Logit of a token that cannot be said: its probability is exactly 0, and 0 * -1e30 is 0, while 0 * -inf is NaN."""
+
 
 class LanguageHead:
     """The language-model head as the policy's distribution: softmax over every token that may be said.
 
-        logits = softcap * tanh(W h / softcap);   logits[forbidden] = -inf
+        logits = softcap * tanh(W h / softcap);   logits[forbidden] = -1e30
 
     Placeholder tokens are left out of the distribution itself, in sampling and in scoring alike, so that
     sampled log-probs are the log-probs of the policy that acted. Holds references only; it is not a module.
@@ -43,12 +46,13 @@ class LanguageHead:
         logits = self.projection(hidden).float()
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        return self.forbid(logits)
+        return self.forbid_(logits)
 
-    def forbid(self, logits: Tensor) -> Tensor:
+    def forbid_(self, logits: Tensor) -> Tensor:
+        """Takes the placeholder tokens out of the distribution, in place."""
         if self.forbidden.numel() == 0:
             return logits
-        return logits.index_fill(-1, self.forbidden.to(logits.device), float("-inf"))
+        return logits.index_fill_(-1, self.forbidden.to(logits.device), FORBIDDEN)
 
 
 class ValueHead(nn.Linear):
