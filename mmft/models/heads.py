@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 FORBIDDEN = -1e30
-"""Logit of a token that cannot be said: of probability 0 exactly, and 0 * -1e30 is 0, while 0 * -inf is NaN."""
+"""Logit of a token that cannot be said: its probability is 0, and 0 * -1e30 is 0 where 0 * -inf is NaN."""
 
 
 class LanguageHead:
