@@ -1,0 +1,91 @@
+"""The command line: `mmft ppo | sft | evaluate | generate | check --config FILE [--field value]`.
+
+Only what `mmft --help` needs is imported here; each command imports its own libraries.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "ppo": "train on rewards with PPO and a learned critic; held-out scores before and after",
+    "sft": "warm start: learn to write the captions of a dataset (TRL's SFTTrainer)",
+    "evaluate": "score a model, with or without an adapter, on held-out rows with any rewards",
+    "generate": "write completions for the rows of a split",
+    "check": "try a config on one prompt, show what would train, and report every problem found",
+}
+
+USAGE = """\
+Reinforcement-learning fine-tuning of pretrained vision-language models.
+
+usage: mmft COMMAND --config FILE [--field value ...]
+
+commands:
+{commands}
+
+examples:
+  mmft ppo --config configs/quickstart.yaml
+  mmft ppo --config configs/quickstart.yaml --learning_rate 3e-4 --output_dir runs/slower
+  mmft check --config configs/caption_ppo.yaml
+  accelerate launch --config_file configs/accelerate/ddp.yaml -m mmft ppo --config configs/caption_ppo.yaml
+
+`mmft COMMAND --help` lists the fields of a command, `mmft --version` says which mmft this is.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, 1 if `check` found problems, 2 for a mistake of the user, 130 if interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if command == "--version":
+        from mmft import __version__
+
+        print(f"mmft {__version__}")
+        return 0
+    if command not in COMMANDS:
+        return _refuse(command)
+    if {"-h", "--help", "--help-all"} & set(arguments[1:]):
+        from mmft.cli.help import command_help
+
+        print(command_help(command, every_field="--help-all" in arguments))
+        return 0
+    return _run(command, arguments[1:])
+
+
+def usage() -> str:
+    """What `mmft --help` prints."""
+    width = max(map(len, COMMANDS))
+    return USAGE.format(commands="\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()))
+
+
+def _refuse(command: str) -> int:
+    import difflib
+
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"Did you mean `mmft {near[0]}`?" if near else f"Commands are {', '.join(COMMANDS)}."
+    print(f"mmft: error: there is no command {command!r}. {hint}", file=sys.stderr)
+    return 2
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    from mmft.errors import ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError
+
+    try:
+        # Inside the guard: it imports torch for seconds, and a user may well press ctrl-C by then.
+        from mmft.cli.console import quiet_libraries
+        from mmft.config import parse_run
+
+        quiet_libraries()
+        run = parse_run(command, arguments)
+        return int(importlib.import_module(f"mmft.cli.{command}").run(run))
+    except (ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError) as error:
+        print(f"mmft {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nmmft {command}: interrupted; `--resume_from_checkpoint true` continues a run.", file=sys.stderr)
+        return 130

@@ -1,0 +1,76 @@
+"""The help of one command: its own fields in full, and where to read about the libraries' ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from typing import Any
+
+from mmft.cli import COMMANDS
+from mmft.config import ALWAYS_RECORDED, script_types
+
+WIDTH = 110
+NAMES = {
+    "DataConfig": "data and model parts",
+    "ScriptConfig": "rewards and output",
+    "SFTScriptConfig": "what to learn",
+    "ModelConfig": "model (TRL's ModelConfig)",
+    "OnlineConfig": "rollouts",
+    "PPOConfig": "PPO",
+    "SFTConfig": "supervised training (TRL's SFTConfig)",
+}
+COMMON = (*ALWAYS_RECORDED, "warmup_steps", "max_grad_norm", "gradient_checkpointing", "bf16", "logging_steps",
+          "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "resume_from_checkpoint", "report_to",
+          "use_cpu")  # fmt: skip
+
+
+def command_help(command: str, *, every_field: bool = False) -> str:
+    """Fields in groups, each with its default and one line of help."""
+    lines = [
+        f"mmft {command}: {COMMANDS[command]}",
+        "",
+        f"usage: mmft {command} --config FILE [--field value ...]",
+        "",
+        "FILE is a flat YAML mapping of the fields below; `--field value` overrides it.",
+    ]
+    shown: set[str] = set()
+    for kind in script_types(command):
+        for owner in reversed(kind.__mro__):
+            fields = [each for each in _own_fields(owner) if each.name not in shown]
+            if owner.__name__ == "TrainingArguments" and not every_field:
+                continue
+            shown |= {each.name for each in fields}
+            fields = [each for each in fields if _defined(kind, each.name)]
+            if fields:
+                title = NAMES.get(owner.__name__, f"training (transformers' {owner.__name__})")
+                lines += ["", f"{title}:", *(_described(_defined(kind, each.name)) for each in fields)]
+    if not every_field:
+        common = ", ".join(name for name in COMMON if name not in shown)
+        text = f"and every field of transformers.TrainingArguments, among them {common}. --help-all lists them all."
+        lines += ["", textwrap.fill(text, WIDTH)]
+    return "\n".join(lines)
+
+
+def _own_fields(owner: type[Any]) -> list[dataclasses.Field[Any]]:
+    """Fields that a class in the inheritance line declares itself."""
+    if not dataclasses.is_dataclass(owner):
+        return []
+    declared = vars(owner).get("__annotations__", {})
+    return [each for each in dataclasses.fields(owner) if each.name in declared and each.init]
+
+
+def _defined(kind: type[Any], name: str) -> Any:
+    return next(each for each in dataclasses.fields(kind) if each.name == name)
+
+
+def _described(each: dataclasses.Field[Any]) -> str:
+    default = each.default
+    if each.default_factory is not dataclasses.MISSING:
+        default = each.default_factory()
+    value = "" if default in (None, dataclasses.MISSING) or default == [] else f" [{getattr(default, 'value', default)}]"
+    text = " ".join(str(each.metadata.get("help", "")).replace("%%", "%").split())
+    head = f"  {each.name:28}"
+    gap = "" if len(each.name) <= 27 else "\n" + " " * 30
+    return textwrap.fill(f"{text}{value}", WIDTH, initial_indent=head + gap, subsequent_indent=" " * 30)
+
+

@@ -1,0 +1,207 @@
+"""From settings to objects: the rows, the rewards and the model of a run, the built-in ones by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import set_seed
+
+from mmft.config import DataConfig, RunConfig, ScriptConfig
+from mmft.data.rows import PromptDataset, load_split
+from mmft.errors import ConfigError
+from mmft.models.backbone import Backbone, load_backbone, make_backbone
+from mmft.models.seam import find_text_model
+from mmft.resolve import resolve_rewards
+from mmft.tiny import CAPTIONER_NAME, SCENES_NAME, captioner_path, load_scenes
+from mmft.trl_bridge import get_peft_config, get_quantization_config
+from mmft.types import RewardFunction
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+DEFAULT_SCENES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """What is optimised, and what is only reported."""
+
+    optimised: list[RewardFunction]
+    reported: list[RewardFunction]
+
+
+def load_rewards(script: ScriptConfig) -> Rewards:
+    """The rewards of a config.
+
+    Raises:
+        ConfigError: none is named, or a name cannot be resolved.
+    """
+    if not script.reward_funcs:
+        raise ConfigError("`reward_funcs` is empty; name at least one, such as `reward_funcs: [captioning]`.")
+    return Rewards(resolve_rewards(script.reward_funcs)[0], resolve_rewards(script.eval_funcs)[0])
+
+
+def load_rows(script: DataConfig, split: str, max_rows: int | None) -> Dataset:
+    """One split as it is stored, columns renamed."""
+    if script.dataset_name is None:
+        raise ConfigError(
+            "`dataset_name` is missing; give a hub id, a folder, a file, `imagefolder`, or `mmft/scenes`."
+        )
+    return load_split(
+        script.dataset_name,
+        split,
+        data_dir=script.dataset_data_dir,
+        data_files=script.dataset_data_files,
+        config_name=script.dataset_config,
+        max_rows=max_rows,
+        rename_columns=script.rename_columns if isinstance(script.rename_columns, dict) else None,
+        builtin={SCENES_NAME: lambda name, count: load_scenes(name, count or DEFAULT_SCENES)},
+    )
+
+
+def load_prompts(script: DataConfig, split: str, max_rows: int | None) -> PromptDataset:
+    """One split as prompts."""
+    rows = load_rows(script, split, max_rows)
+    return PromptDataset(rows, name=split, instruction=script.instruction, system_prompt=script.system_prompt)
+
+
+def train_prompts(script: DataConfig) -> PromptDataset:
+    """The rows to train on."""
+    return load_prompts(script, script.train_split, script.max_train_rows)
+
+
+def held_out_prompts(script: DataConfig) -> PromptDataset | None:
+    """The held-out rows, if the config names a split of them."""
+    return None if script.eval_split is None else load_prompts(script, script.eval_split, script.max_eval_rows)
+
+
+def model_path(name: str) -> str:
+    """Where `from_pretrained` finds a model: built-in names become folders."""
+    return captioner_path() if name == CAPTIONER_NAME else name
+
+
+def load_policy(run: RunConfig, *, train: bool) -> Backbone:
+    """The model of a run with its adapters and freeze rules; without `train` nothing in it trains.
+
+    An adapter given by `adapter_path` becomes part of the weights before training, so that the reference policy
+    contains it and the new adapter starts at zero. Without training it stays an adapter.
+    """
+    base, adapter = model_and_adapter(run)
+    set_seed(run.training.seed)  # adapters start at random numbers
+    backbone = _load_base(run, base)
+    if adapter is not None:
+        backbone = _put_on(backbone, adapter, merge=train)
+    if not train:
+        backbone.model.requires_grad_(False)
+        return backbone
+    model, processor = backbone.model, backbone.processor
+    peft_config = peft_config_for(run, model)
+    trainable = run.script.trainable
+    if trainable is None:
+        trainable = [] if peft_config is not None else ["language"]
+    policy = make_backbone(model, processor, peft_config=peft_config, trainable=trainable)
+    if peft_config is not None:
+        # As the user wrote it, so that the adapter can be loaded on another machine.
+        peft_config.base_model_name_or_path = base if adapter is None else str(merged_folder(run))
+    return policy
+
+
+def model_and_adapter(run: RunConfig) -> tuple[str, str | None]:
+    """The base model's name and the adapter's folder; a folder with nothing but an adapter names its own base.
+
+    Raises:
+        ConfigError: no model is named, or the adapter is none.
+    """
+    name, adapter = run.model.model_name_or_path, run.script.adapter_path
+    if name is None:
+        raise ConfigError("`model_name_or_path` is missing; give a hub id, a folder or `mmft/tiny-captioner`.")
+    folder = Path(name)
+    if adapter is None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        adapter = name
+        name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise ConfigError(f"`adapter_path` {adapter} holds no adapter_config.json; give the folder of a PEFT adapter.")
+    return str(name), adapter
+
+
+def merged_folder(run: RunConfig) -> Path:
+    """Where a run keeps the model it started from, if that exists nowhere else."""
+    return Path(run.training.output_dir) / "base"
+
+
+def _load_base(run: RunConfig, name: str) -> Backbone:
+    options: dict[str, Any] = {"revision": run.model.model_revision}
+    quantization = get_quantization_config(run.model)
+    if quantization is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": run.training.local_process_index}}
+    try:
+        return load_backbone(
+            model_path(name),
+            trainable=(),
+            dtype=run.model.dtype or "auto",
+            attn_implementation=run.model.attn_implementation,
+            **options,
+        )
+    except OSError as error:  # what transformers raises for names and folders that hold no model
+        raise ConfigError(f"`model_name_or_path` {name!r} cannot be loaded: {error}") from error
+
+
+def _put_on(backbone: Backbone, adapter: str, *, merge: bool) -> Backbone:
+    from peft import PeftModel
+
+    model: Any = PeftModel.from_pretrained(backbone.base, adapter)
+    if merge:
+        model = model.merge_and_unload()
+    return Backbone(model, backbone.processor)
+
+
+def peft_config_for(run: RunConfig, model: nn.Module) -> PeftConfig | None:
+    """The adapters a config asks for; unless it names modules, all linear layers of the text model get one.
+
+    There they leave the pictures' encodings as they are, which are then computed once and kept."""
+    config = get_peft_config(run.model)
+    if config is None:
+        return None
+    if config.target_modules is None and not config.target_parameters:
+        config.target_modules = text_linear_pattern(model)
+    return config
+
+
+def text_linear_pattern(model: nn.Module) -> str:
+    """A regular expression that matches the linear layers of the text model, and no others.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    text_model = find_text_model(model)
+    prefix = next(name for name, module in model.named_modules() if module is text_model)
+    kinds = {
+        name.rsplit(".", 1)[-1] for name, module in text_model.named_modules() if isinstance(module, nn.Linear) and name
+    }
+    if not kinds:
+        raise ConfigError("`lora_target_modules` is unset and the text model has no linear layers; name the modules.")
+    return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(kinds))})"
+
+
+def parameter_counts(backbone: Backbone) -> dict[str, tuple[int, int]]:
+    """Per part of the model the number of parameters, and of those that train; adapters count to their part."""
+    from mmft.models.freezing import parameter_parts
+
+    counts: dict[str, tuple[int, int]] = {}
+    for part, _, parameter in parameter_parts(backbone.base):
+        total, trained = counts.get(part, (0, 0))
+        size = parameter.numel()
+        counts[part] = (total + size, trained + size * parameter.requires_grad)
+    return counts
+
+
+def greedy_settings(training: Any) -> Any:
+    """The same settings for a run that does not train: no reference policy is needed."""
+    return dataclasses.replace(training, kl_coef=0.0)

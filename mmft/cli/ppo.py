@@ -1,0 +1,52 @@
+"""`mmft ppo`: held-out scores, training, held-out scores again, and a run folder that tells the story."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmft.cli.console import is_main_process, say
+from mmft.cli.launch import CONFIG_FILE, opening, save_base, train
+from mmft.cli.loading import (
+    held_out_prompts,
+    load_policy,
+    load_rewards,
+    merged_folder,
+    model_and_adapter,
+    train_prompts,
+)
+from mmft.cli.run_folder import Outcome, report
+from mmft.config import RunConfig
+from mmft.report.record import Evaluation
+from mmft.trainers.ppo import PPOTrainer
+
+
+def run(config: RunConfig) -> int:
+    """Trains as the config says; every process calls it, the first one writes and prints."""
+    rewards = load_rewards(config.script)
+    train_rows, held_out = train_prompts(config.script), held_out_prompts(config.script)
+    backbone = load_policy(config, train=True)
+    folder = Path(config.training.output_dir)
+    if is_main_process():
+        config.save(folder / CONFIG_FILE)
+    say(opening(config, backbone, len(train_rows), len(held_out or [])))
+    trainer = PPOTrainer(
+        backbone, rewards.optimised, config.training, train_rows, held_out, eval_funcs=rewards.reported
+    )
+    before = evaluate(trainer, "before")
+    seconds = train(trainer)
+    after = evaluate(trainer, "after")
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        report(config, trainer, held_out, Outcome(before, after, seconds))
+    if backbone.has_adapters and model_and_adapter(config)[1] is not None:
+        # The new adapters belong to a model that exists nowhere else: an earlier adapter was merged into it.
+        save_base(trainer, backbone, merged_folder(config))
+    return 0
+
+
+def evaluate(trainer: PPOTrainer, when: str) -> Evaluation | None:
+    """Scores the held-out rows; None where there are none."""
+    if trainer.eval_dataset is None:
+        return None
+    say(f"scoring held-out rows {when} training ...")
+    return Evaluation.from_metrics(trainer.evaluate(), trainer.eval_samples)

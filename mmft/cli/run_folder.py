@@ -1,0 +1,145 @@
+"""The run folder of `mmft ppo` when training is over, and the short story on the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmft.cli.console import change_table, said_lines, say
+from mmft.cli.launch import CONFIG_FILE, SUMMARY_FILE
+from mmft.cli.loading import merged_folder, model_and_adapter
+from mmft.config import RunConfig
+from mmft.data.rows import PromptDataset
+from mmft.report.card import CardFacts, model_card
+from mmft.report.curves import draw_curves, draw_overview
+from mmft.report.record import (
+    Change,
+    Evaluation,
+    compare,
+    paired_samples,
+    read_json_lines,
+    spread,
+    versions,
+    write_json,
+    write_json_lines,
+)
+from mmft.tiny import CAPTIONER_NAME
+from mmft.trainers.callbacks import METRICS_FILE, SAMPLES_FILE
+from mmft.trainers.ppo import PPOTrainer
+
+CURVES_FILE = "curves.png"
+OVERVIEW_FILE = "overview.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What training left behind; the evaluations are None where no rows were held out."""
+
+    before: Evaluation | None
+    after: Evaluation | None
+    seconds: float
+
+    @property
+    def changes(self) -> list[Change]:
+        return compare(self.before, self.after) if self.before and self.after else []
+
+
+def report(config: RunConfig, trainer: PPOTrainer, held_out: PromptDataset | None, outcome: Outcome) -> None:
+    """Writes summary, samples, pictures and the model card, and prints before and after."""
+    folder = Path(config.training.output_dir)
+    summary = summarize(trainer, outcome)
+    write_json(folder / SUMMARY_FILE, summary)
+    (folder / "README.md").write_text(card(config, trainer, outcome), encoding="utf-8")
+    history = read_json_lines(folder / METRICS_FILE)
+    changes = outcome.changes
+    ends = (changes[0].before, changes[0].after) if changes else None
+    draw_curves(history, folder / CURVES_FILE, ends)
+    if held_out is not None and outcome.before and outcome.after:
+        samples = paired_samples(row_records(held_out), outcome.before, outcome.after)
+        write_json_lines(folder / SAMPLES_FILE, samples)
+        shown = spread(config.script.num_samples, len(samples))
+        drawn = [(picture(held_out, index), *captions(samples[index])) for index in shown]
+        draw_overview(history, drawn, folder / OVERVIEW_FILE, ends)
+        say("\n" + change_table(changes))
+        say("\n" + "\n".join(story(samples[index]) for index in shown))
+    say("\n" + closing(folder, summary))
+
+
+def summarize(trainer: PPOTrainer, outcome: Outcome) -> dict[str, Any]:
+    """What summary.json holds."""
+    verification = trainer.collector.verification
+    name = "rewards/unjudged_share"
+    unjudged = [line[name] for line in trainer.state.log_history if name in line]
+    return {
+        "before": outcome.before.means if outcome.before else None,
+        "after": outcome.after.means if outcome.after else None,
+        "held_out_rows": len(outcome.after.samples) if outcome.after else 0,
+        "steps": trainer.state.global_step,
+        "wall_seconds": round(outcome.seconds, 2),
+        "packed": bool(verification and verification.packed),
+        "packed_difference": verification.difference if verification else None,
+        "sampler_difference": verification.sampler_difference if verification else None,
+        "packed_reason": verification.reason if verification else "no completion was sampled",
+        "feature_cache_hit_rate": trainer.collector.encoder.cache.hit_rate,
+        "unjudged_share": sum(unjudged) / len(unjudged) if unjudged else 0.0,
+        "num_processes": trainer.accelerator.num_processes,
+        "device": str(trainer.args.device),
+        "versions": versions(),
+    }
+
+
+def row_records(rows: PromptDataset) -> list[dict[str, Any]]:
+    """Held-out rows as samples.jsonl names them."""
+    records = []
+    for index in range(len(rows)):
+        row = rows[index]
+        told = {name: row.columns[name] for name in ("references", "keywords") if row.columns.get(name) is not None}
+        records.append({"key": row.key, "prompt": row.prompt} | told)
+    return records
+
+
+def picture(rows: PromptDataset, index: int) -> Any:
+    """The first picture of a row, or None."""
+    images = rows[index].images
+    return images[0] if images else None
+
+
+def captions(sample: dict[str, Any]) -> tuple[str, str]:
+    """What was said before and after."""
+    return sample["before"]["completion"], sample["after"]["completion"]
+
+
+def story(sample: dict[str, Any]) -> str:
+    """One row's completions, with their rewards."""
+    answers = {"before": sample["before"], "after": sample["after"]}
+    return said_lines(sample["key"], [(when, each["reward"], each["completion"]) for when, each in answers.items()])
+
+
+def closing(folder: Path, summary: dict[str, Any]) -> str:
+    """How long it took and where everything is."""
+    packed = "each prompt shared by its completions" if summary["packed"] else f"plain: {summary['packed_reason']}"
+    files = (SUMMARY_FILE, SAMPLES_FILE, METRICS_FILE, CURVES_FILE, OVERVIEW_FILE, CONFIG_FILE, "README.md")
+    return (
+        f"{summary['steps']} steps in {summary['wall_seconds']:.0f} s; scoring: {packed}\n"
+        f"{folder}/ holds the trained weights and {', '.join(files)}"
+    )
+
+
+def card(config: RunConfig, trainer: PPOTrainer, outcome: Outcome) -> str:
+    """The run's model card."""
+    base, adapter = model_and_adapter(config)
+    return model_card(
+        CardFacts(
+            folder=str(config.training.output_dir),
+            base=base if adapter is None else str(merged_folder(config)),
+            dataset=str(config.script.dataset_name),
+            rewards=trainer.reward_suite.names,
+            settings=config.resolved(),
+            changes=outcome.changes,
+            num_rows=len(outcome.after.samples) if outcome.after else 0,
+            versions=versions(),
+            adapter=trainer.actor_critic.backbone.has_adapters,
+            packaged_base=base == CAPTIONER_NAME and adapter is None,
+        )
+    )

@@ -1,0 +1,282 @@
+"""Settings of a run: one flat YAML file and `--field value` overrides, parsed by TRL's parser into dataclasses.
+
+A recipe of `mmft ppo` serves `evaluate`, `generate` and `check` too. Unknown fields are errors that name the nearest one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import yaml
+
+from mmft.errors import ConfigError
+from mmft.trl_bridge import ModelConfig, TrlParser
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+ALWAYS_RECORDED = (
+    "output_dir", "seed", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "max_steps", "num_train_epochs", "use_cpu", "bf16", "fp16",
+)  # fmt: skip
+RewardSpecs = list[Any]
+"""Names of rewards, or mappings of `name` and arguments."""
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its help text; mutable defaults are made anew."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DataConfig:
+    """Which rows are used, and what is asked about each picture."""
+
+    dataset_name: str | None = option(
+        None, "Hub id, folder, file, `imagefolder`, `parquet`, `json`, or the built-in `mmft/scenes`."
+    )
+    dataset_config: str | None = option(None, "Configuration of a hub dataset.")
+    dataset_data_dir: str | None = option(None, "Folder of `imagefolder` and other formats.")
+    # TRL's parser takes the second member of a union as the type of the command line's strings.
+    dataset_data_files: dict | str | None = option(None, "Files of `parquet` or `json`: a path, a list, or splits.")  # type: ignore[type-arg]
+    train_split: str = option("train", "Rows to train on.")
+    eval_split: str | None = option(None, "Held-out rows: scored before and after, and by `evaluate`.")
+    max_train_rows: int | None = option(None, "Use the first so many training rows.")
+    max_eval_rows: int | None = option(None, "Use the first so many held-out rows.")
+    rename_columns: dict | str | None = option(None, "Old name to new, as {captions: references}.")  # type: ignore[type-arg]
+    instruction: str | None = option(None, "The prompt of every row, for data without a `prompt` column.")
+    system_prompt: str | None = option(None, "Put before every prompt without a system message.")
+    trainable: list[str] | None = option(
+        None, "Pretrained parts that train: vision, projector, language. Default: language, or none with use_peft."
+    )
+    adapter_path: str | None = option(None, "Folder of a PEFT adapter to put on the model first.")
+
+    def __post_init__(self) -> None:
+        self.rename_columns = _mapping(self.rename_columns, "rename_columns")
+        if isinstance(self.dataset_data_files, str) and self.dataset_data_files[:1] in "[{":
+            self.dataset_data_files = _from_text(self.dataset_data_files, "dataset_data_files")
+        self.trainable = _listed(self.trainable)
+
+
+@dataclass
+class ScriptConfig(DataConfig):
+    """Settings of `mmft ppo`, `evaluate`, `generate` and `check` beside the model's and the trainer's."""
+
+    reward_funcs: list[str] = option(
+        [], "Rewards to optimise: captioning, bleu, detail, trl:NAME, my_module:my_reward, or {name: ..., arg: ...}."
+    )
+    eval_funcs: list[str] = option([], "Rewards that are reported on held-out rows and never optimised.")
+    num_samples: int = option(5, "Completions shown at the end.")
+    do_sample: bool = option(False, "`generate` only: sample `num_generations` per prompt instead of one greedy.")
+    output_file: str | None = option(None, "`evaluate` and `generate`: where to write; default in `output_dir`.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.reward_funcs = _rewards(self.reward_funcs, "reward_funcs")
+        self.eval_funcs = _rewards(self.eval_funcs, "eval_funcs")
+        if self.num_samples < 0:
+            raise ConfigError(f"`num_samples` must be >= 0; got {self.num_samples}.")
+
+
+@dataclass
+class SFTScriptConfig(DataConfig):
+    """Settings of `mmft sft` beside the model's and TRL's SFTConfig."""
+
+    CHOICES = ("first", "random", "all")
+
+    completion_column: str = option("references", "Column with the text to learn, or a list of texts.")
+    completion_choice: str = option("first", "Of a list: the first text, one at random, or all as rows of their own.")
+    save_merged: bool = option(True, "With adapters, also write the whole model to `output_dir`/merged.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.completion_choice not in self.CHOICES:
+            raise ConfigError(
+                f"`completion_choice` must be one of {', '.join(self.CHOICES)}; got {self.completion_choice!r}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Everything one command was told."""
+
+    script: Any
+    """`ScriptConfig`, or `SFTScriptConfig` for `sft`."""
+    model: ModelConfig
+    training: Any
+    """`PPOConfig`, or TRL's `SFTConfig` for `sft`."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting by which this run can be repeated.
+
+        Fields of transformers' TrainingArguments are listed where they differ from their default; their defaults
+        are the library's business and its version is recorded elsewhere."""
+        own = _own_fields(type(self.training))
+        # With the recorded precision and device, because half precision is refused where there is no GPU.
+        device = {name: getattr(self.training, name) for name in ("output_dir", "use_cpu", "bf16", "fp16")}
+        defaults = _plain(type(self.training)(**device))
+        training = {
+            name: value
+            for name, value in _plain(self.training).items()
+            if name in own or name in ALWAYS_RECORDED or value != defaults[name]
+        }
+        return _plain(self.script) | _plain(self.model) | training
+
+    def save(self, path: Path) -> None:
+        """Writes `resolved` as YAML that the same command accepts."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+class ConfigParser(TrlParser):  # type: ignore[misc]
+    """TRL's parser whose mistakes are `ConfigError`s and whose fields cannot be abbreviated."""
+
+    def __init__(self, dataclass_types: Iterable[Any]) -> None:
+        super().__init__(dataclass_types, allow_abbrev=False, add_help=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse where a value does not fit its field."""
+        raise ConfigError(f"{message}. See `--help` for the fields.")
+
+
+def script_types(command: str) -> tuple[Any, ...]:
+    """The dataclasses that hold the settings of a command."""
+    if command == "sft":
+        from mmft.trl_bridge import SFTConfig
+
+        return SFTScriptConfig, ModelConfig, SFTConfig
+    from mmft.trainers.ppo import PPOConfig
+
+    return ScriptConfig, ModelConfig, PPOConfig
+
+
+def parse_run(command: str, argv: Sequence[str]) -> RunConfig:
+    """The settings from `--config FILE` and overrides.
+
+    Raises:
+        ConfigError: unknown field, wrong value, settings at odds with each other, or no such file.
+    """
+    types = script_types(command)
+    parser = ConfigParser(types)
+    path, rest = split_config(argv)
+    known = {each.name for kind in types for each in dataclasses.fields(kind) if each.init}
+    for argument in rest:
+        if argument.startswith("--"):
+            name = argument[2:].partition("=")[0].replace("-", "_")
+            _check_known(name, known | {f"no_{each}" for each in known}, f"`--{name}`")
+    if path is not None:
+        settings = read_settings(path)
+        for name in settings:
+            _check_known(name, known, f"{path}: `{name}`")
+        # As text, so that the parser gives numbers their field's type: YAML reads 1e-5 as text and 8.0 as a float.
+        parser.set_defaults_with_config(**{name: _as_text(value) for name, value in settings.items()})
+    try:
+        script, model, training = parser.parse_args_into_dataclasses(list(rest), look_for_args_file=False)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:  # raised by the checks of transformers' and TRL's own classes
+        raise ConfigError(" ".join(str(error).split())) from error
+    if training.output_dir == "trainer_output":
+        raise ConfigError("`output_dir` is missing; give the folder of the run, such as `output_dir: runs/mine`.")
+    return RunConfig(script, model, training)
+
+
+def split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Takes `--config FILE` or `--config=FILE` out of the arguments."""
+    rest = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" not in rest:
+        return None, rest
+    place = rest.index("--config")
+    if place + 1 == len(rest):
+        raise ConfigError("`--config` needs a file, such as `--config configs/quickstart.yaml`.")
+    path = Path(rest[place + 1])
+    del rest[place : place + 2]
+    return path, rest
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A flat YAML mapping.
+
+    Raises:
+        ConfigError: no such file, no YAML, or no mapping.
+    """
+    if not path.is_file():
+        raise ConfigError(f"`--config` {path} is no file. Recipes to start from are in configs/.")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"`--config` {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"`--config` {path} must hold a mapping of fields to values.")
+    return settings
+
+
+def _check_known(name: str, known: Iterable[str], where: str) -> None:
+    known = set(known)
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"Did you mean `{near[0]}`?" if near else "`--help` lists the fields."
+        raise ConfigError(f"{where} is no field of this command. {hint}")
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _own_fields(training: type[TrainingArguments]) -> set[str]:
+    """Fields that a trainer's config adds to transformers' TrainingArguments."""
+    from transformers import TrainingArguments
+
+    return {each.name for each in dataclasses.fields(training)} - {
+        each.name for each in dataclasses.fields(TrainingArguments)
+    }
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """Fields by name, as YAML can hold them."""
+    values = {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings) if each.init}
+    return {name: _plain_value(value) for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain_value(each) for name, each in dataclasses.asdict(value).items()}
+    if isinstance(value, Mapping):
+        return {str(name): _plain_value(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(each) for each in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+
+
+def _from_text(text: str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"`{name}` is no YAML or JSON: {text!r}.") from error
+
+
+def _mapping(value: Any, name: str) -> dict[str, str] | None:
+    value = _from_text(value, name) if isinstance(value, str) else value
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"`{name}` must be a mapping of old names to new ones; got {value!r}.")
+    return value
+
+
+def _listed(value: Any) -> list[Any] | None:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+def _rewards(value: Any, name: str) -> RewardSpecs:
+    """Reward names and mappings; on the command line a mapping is written as JSON or flow YAML."""
+    specs = _listed(value) or []
+    return [_from_text(spec, name) if isinstance(spec, str) and spec.startswith("{") else spec for spec in specs]

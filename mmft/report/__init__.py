@@ -1,0 +1,1 @@
+"""What a finished run is shown as: summary, before/after samples, curves and the model card."""

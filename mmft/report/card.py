@@ -1,0 +1,108 @@
+"""The README.md of a run folder: a short model card that Hugging Face's hub can show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmft.report.record import Change
+
+CARD = """\
+---
+{metadata}---
+
+# {title}
+
+{base} trained with PPO and a learned critic by mmft on `{dataset}`, to raise: {rewards}.
+
+{results}
+## Settings
+
+{settings}
+
+The whole configuration is in `config.yaml`; `mmft ppo --config config.yaml` repeats the run.
+
+## Use
+
+```python
+{usage}
+```
+
+## Made with
+
+{versions}
+"""
+ADAPTER_USAGE = """\
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+base = AutoModelForImageTextToText.from_pretrained({base!r})
+model = PeftModel.from_pretrained(base, {folder!r})
+processor = AutoProcessor.from_pretrained({folder!r})"""
+MODEL_USAGE = """\
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained({folder!r})
+processor = AutoProcessor.from_pretrained({folder!r})"""
+PACKAGED_USAGE = "from mmft.tiny import captioner_path  # the base model ships with mmft\n"
+SHOWN_SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs", "num_generations",
+    "max_completion_length", "temperature", "kl_coef", "kl_estimator", "gamma", "lam", "use_peft", "lora_r",
+    "lora_alpha", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What a card says."""
+
+    folder: str
+    base: str
+    dataset: str
+    rewards: Sequence[str]
+    settings: Mapping[str, Any]
+    changes: Sequence[Change]
+    num_rows: int
+    versions: Mapping[str, str]
+    adapter: bool
+    packaged_base: bool = False
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card as Markdown."""
+    return CARD.format(
+        metadata=_metadata(facts),
+        title=facts.folder.rstrip("/").rsplit("/", 1)[-1],
+        base=f"`{facts.base}`",
+        dataset=facts.dataset,
+        rewards=", ".join(f"`{name}`" for name in facts.rewards),
+        results=_results(facts),
+        settings="\n".join(f"- {name}: {facts.settings[name]}" for name in SHOWN_SETTINGS if name in facts.settings),
+        usage=_usage(facts),
+        versions="\n".join(f"- {name} {version}" for name, version in facts.versions.items()),
+    )
+
+
+def _metadata(facts: CardFacts) -> str:
+    lines = ["library_name: peft" if facts.adapter else "library_name: transformers"]
+    # The hub checks this field against its own models, so a folder must not stand in it.
+    if facts.base.count("/") == 1 and not facts.packaged_base and not facts.base.startswith((".", "/")):
+        lines.append(f"base_model: {facts.base}")
+    return "\n".join([*lines, "pipeline_tag: image-text-to-text", "tags: [mmft, ppo, reinforcement-learning]", ""])
+
+
+def _results(facts: CardFacts) -> str:
+    if not facts.changes:
+        return ""
+    rows = [f"| {change.label} | {change.before:.3f} | {change.after:.3f} |" for change in facts.changes]
+    head = ["## Results", "", f"Means over {facts.num_rows} held-out rows, greedy decoding.", ""]
+    return "\n".join([*head, "| measure | before | after |", "|---|---|---|", *rows, ""])
+
+
+def _usage(facts: CardFacts) -> str:
+    text = (ADAPTER_USAGE if facts.adapter else MODEL_USAGE).format(base=facts.base, folder=facts.folder)
+    if facts.adapter and facts.packaged_base:
+        return PACKAGED_USAGE + text.replace(repr(facts.base), "captioner_path()")
+    return text

@@ -1,0 +1,125 @@
+"""Pictures of a run: reward and KL over the steps, and some held-out pictures with what was said about them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL.Image import Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#c8540a", "#777777"
+SMOOTHING = 0.8
+
+
+def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, held_out: tuple[float, float] | None = None) -> None:
+    """Writes reward and KL over optimizer steps as a PNG.
+
+    Args:
+        history: log lines with `step`, `reward` and perhaps `kl`.
+        path: of the picture.
+        held_out: mean held-out reward before and after, marked at both ends.
+    """
+    figure = _figure(9.0, 3.4)
+    left, right = figure.subplots(1, 2)
+    _draw_reward(left, history, held_out)
+    _draw_kl(right, history)
+    _save(figure, path)
+
+
+def draw_overview(
+    history: Sequence[Mapping[str, Any]],
+    samples: Sequence[tuple[Image | None, str, str]],
+    path: Path,
+    held_out: tuple[float, float] | None = None,
+) -> None:
+    """Writes the curves beside held-out pictures with the completion before and after training.
+
+    Args:
+        history: as in `draw_curves`.
+        samples: picture, completion before, completion after.
+        path: of the PNG.
+        held_out: as in `draw_curves`.
+    """
+    figure = _figure(12.0, max(1.25 * len(samples), 4.0))
+    grid = figure.add_gridspec(max(len(samples), 2), 3, width_ratios=[4.2, 1.0, 4.6])
+    half = max(len(samples), 2) // 2
+    _draw_reward(figure.add_subplot(grid[:half, 0]), history, held_out)
+    _draw_kl(figure.add_subplot(grid[half:, 0]), history)
+    for row, (image, before, after) in enumerate(samples):
+        picture, text = figure.add_subplot(grid[row, 1]), figure.add_subplot(grid[row, 2])
+        picture.axis("off")
+        text.axis("off")
+        if image is not None:
+            picture.imshow(image, interpolation="nearest" if max(image.size) < 100 else "antialiased")
+        _write(text, 0.98, "before", before, GREY)
+        _write(text, 0.48, "after", after, BLUE)
+    _save(figure, path)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Exponential moving average, corrected for its start: m_t = sum_s b^(t-s) x_s / sum_s b^(t-s)."""
+    average, weight, curve = 0.0, 0.0, []
+    for value in values:
+        average = SMOOTHING * average + value
+        weight = SMOOTHING * weight + 1.0
+        curve.append(average / weight)
+    return curve
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Built without pyplot: no global state, and no window system is asked for.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, facecolor="white")
+
+
+def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    points = [(line["step"], line[name]) for line in history if line.get(name) is not None]
+    return [float(step) for step, _ in points], [float(value) for _, value in points]
+
+
+def _draw_reward(axes: Axes, history: Sequence[Mapping[str, Any]], held_out: tuple[float, float] | None) -> None:
+    steps, values = _series(history, "reward")
+    axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
+    axes.plot(steps, smoothed(values), color=BLUE, linewidth=2, label="training, sampled")
+    if held_out is not None and steps:
+        axes.plot([0, steps[-1]], held_out, "o--", color=ORANGE, linewidth=1, label="held out, greedy")
+    _finish(axes, "reward")
+    if steps:
+        axes.legend(frameon=False, loc="best", fontsize=9)
+
+
+def _draw_kl(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    steps, values = _series(history, "kl")
+    axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
+    axes.plot(steps, smoothed(values), color=BLUE, linewidth=2)
+    _finish(axes, "KL to the pretrained policy (nats per completion)")
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("optimizer step", fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _write(axes: Axes, height: float, label: str, completion: str, colour: str) -> None:
+    text = textwrap.shorten(completion, 150, placeholder=" ...") or "(nothing)"
+    # A dollar sign would start a formula.
+    lines = textwrap.fill(text.replace("$", r"\$"), 62, max_lines=2, placeholder=" ...")
+    axes.text(0.0, height, label, color=colour, fontsize=8, va="top", transform=axes.transAxes)
+    axes.text(0.11, height, lines, color="black", fontsize=9.5, va="top", transform=axes.transAxes)
