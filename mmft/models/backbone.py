@@ -232,7 +232,7 @@ def load_backbone(
     """
     shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
     if processor is None:
-        processor = AutoProcessor.from_pretrained(name_or_path, **shared)
+        processor = _load_processor(name_or_path, **shared)
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     try:
@@ -245,6 +245,18 @@ def load_backbone(
             "Choose a vision-language model with a causal text model."
         ) from error
     return make_backbone(model, processor, peft_config=peft_config, trainable=trainable)
+
+
+def _load_processor(name_or_path: str, **kwargs: Any) -> ProcessorMixin:
+    try:
+        return AutoProcessor.from_pretrained(name_or_path, **kwargs)
+    except ImportError as error:
+        # Without torchvision, transformers 5 builds no processor with a slot for videos, even for pictures.
+        missing = " ".join(str(error).split())
+        raise UnsupportedModelError(
+            f"the processor of `{name_or_path}` needs a package that is not installed ({missing}). Install it "
+            "(most often `pip install torchvision`), or pass `processor=`."
+        ) from error
 
 
 def make_backbone(

@@ -57,7 +57,7 @@ SQUARE_TILES = {16: {"height": 16, "width": 16}, 24: {"height": 24, "width": 24}
 
 
 @contextlib.contextmanager
-def _no_video_stack() -> Iterator[None]:
+def no_video_stack() -> Iterator[None]:
     """Let processors be built where the packages that only videos need are missing.
 
     Without torchvision a processor with a slot for videos refuses every object in it, even if only images are
@@ -198,5 +198,5 @@ PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
 
 def build_processor(family: str) -> ProcessorMixin:
     """Build the family's processor; its outputs run through `build_model(family)`."""
-    with _no_video_stack():
+    with no_video_stack():
         return PROCESSORS[family]()
