@@ -47,8 +47,9 @@ def process_row(processor: Any, row: PromptRow) -> PromptInputs:
         features = processor(text=[text], images=[row.images] if row.images else None, **options)
     except Exception as error:
         raise DataError(
-            f"row {row.key}: the processor {type(processor).__name__} refused the prompt: {error}. "
-            f"The rendered prompt begins with {text[:80]!r} and has {len(row.images)} image(s)."
+            f"row {row.key}: the processor {type(processor).__name__} refused the prompt: "
+            f"{str(error).rstrip('.')}. The rendered prompt begins with {text[:80]!r} "
+            f"and has {len(row.images)} image(s)."
         ) from error
     features.pop("labels", None)  # PaliGemma's processor always makes them
     return PromptInputs(dict(features))
