@@ -20,9 +20,9 @@ Prompt = str | list[Message]
 class RewardFunction(Protocol):
     """TRL's protocol: scores every completion, or says None where it cannot judge.
 
-    `completions[i]` answers `prompts[i]`. Where the prompt is text the completion is a string; where it is chat
-    messages the completion is `[{"role": "assistant", "content": ...}]`. `columns` holds every other column of the
-    rows, `images` among them, each a list as long as `completions`.
+    `completions[i]` answers `prompts[i]`. Where the prompt is text the completion is a string; where it is
+    chat messages the completion is `[{"role": "assistant", "content": ...}]`. `columns` holds every other
+    column of the rows, `images` among them, each a list as long as `completions`.
     """
 
     def __call__(

@@ -251,7 +251,7 @@ def _load_processor(name_or_path: str, **kwargs: Any) -> ProcessorMixin:
     try:
         return AutoProcessor.from_pretrained(name_or_path, **kwargs)
     except ImportError as error:
-        # Without torchvision, transformers 5 builds no processor with a slot for videos, even for pictures.
+        # Without torchvision, transformers 5 builds no processor that could also take videos.
         missing = " ".join(str(error).split())
         raise UnsupportedModelError(
             f"the processor of `{name_or_path}` needs a package that is not installed ({missing}). Install it "

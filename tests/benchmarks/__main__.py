@@ -1,7 +1,8 @@
 """One training step of TRL's GRPOTrainer and of mmft's PPOTrainer, side by side.
 
-Same model, rows, LoRA and KL to the reference; mmft also trains its critic. Systems alternate, each in a process
-of its own, so that both see the same machine and memory is counted apart. Writes RESULTS.md beside this file.
+Same model, rows, LoRA and KL to the reference; mmft also trains its critic. Systems alternate, each in a
+process of its own, so that both see the same machine and memory is counted apart. Writes RESULTS.md beside
+this file.
 """
 
 from __future__ import annotations
@@ -135,14 +136,14 @@ def report(results: Sequence[dict[str, Any]]) -> str:
 {date.today().isoformat()}, {machine}, {versions}. `make bench` writes this file.
 
 One training step of TRL's `GRPOTrainer` and of `PPOTrainer` with its critic: {NUM_PROMPTS} prompts with one new
-picture each, G completions of {COMPLETION_TOKENS} tokens, LoRA r=16 on the language model's attention, KL to the
-reference, captioning reward, one optimizer step per rollout. Random weights, about 40M parameters. Medians over
-alternating runs; peak memory is above what was resident before training began.
+picture each, G completions of {COMPLETION_TOKENS} tokens, LoRA r=16 on the language model's attention, KL to
+the reference, captioning reward, one optimizer step per rollout. Random weights, about 40M parameters. Medians
+over alternating runs; peak memory is above what was resident before training began.
 
 {table(results)}
 
-The floor is the arithmetic of `floor.py` over the machine's fp32 matrix-product rate, measured in the same run
-({rates} GFLOP/s). The reward share is `CaptioningReward` on captions of 20 words with five references.
+The floor is the arithmetic of `floor.py` over the machine's fp32 matrix-product rate, measured in the same
+run ({rates} GFLOP/s). The reward share is `CaptioningReward` on captions of 20 words, five references each.
 """
 
 
