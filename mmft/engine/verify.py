@@ -14,7 +14,7 @@ from mmft.models.backbone import Backbone
 from mmft.models.prompts import PromptEncoding, PromptInputs
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 3e-2, torch.bfloat16: 3e-2}
-"""Mean absolute log-prob difference that rounding alone explains, per dtype of the weights."""
+"""Mean absolute log-prob difference that rounding alone explains, per dtype of the arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def check_head(backbone: Backbone, inputs: PromptInputs) -> None:
     hidden, logits = run_whole(backbone, inputs.to(backbone.device, backbone.dtype).tensors)
     head = backbone.head
     ours, theirs = head(hidden[:, -1]).log_softmax(-1), head.forbid_(logits.float()).log_softmax(-1)
-    statistic, tolerance = _compare(ours, theirs, backbone.dtype)
+    statistic, tolerance = _compare(ours, theirs, backbone.compute_dtype)
     if not statistic <= tolerance:
         raise UnsupportedModelError(
             f"{type(backbone.base).__name__} changes its logits in a way unknown to mmft: the log-probs of "
@@ -81,7 +81,7 @@ def verify_packed(
     ).logps
     gap = (packed - plain).abs()[completions.mask]
     sampler_gap = (sampled - plain).abs()[completions.mask]
-    statistic, tolerance = _compare(packed[completions.mask], plain[completions.mask], backbone.dtype)
+    statistic, tolerance = _compare(packed[completions.mask], plain[completions.mask], backbone.compute_dtype)
     agrees = statistic <= tolerance  # False for NaN as well
     reason = (
         f"packed log-probs agree with the plain forward (difference {statistic:.1e}, allowed {tolerance:.0e})"

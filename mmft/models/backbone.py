@@ -76,6 +76,12 @@ class Backbone(nn.Module):
         return self.base.dtype
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the matrix products run in: the weights' dtype, or that of mixed precision where it is on."""
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+
+    @property
     def head(self) -> LanguageHead:
         """The language-model head, with whatever the model does between head and logits."""
         return LanguageHead(
@@ -251,10 +257,10 @@ def _load_processor(name_or_path: str, **kwargs: Any) -> ProcessorMixin:
     try:
         return AutoProcessor.from_pretrained(name_or_path, **kwargs)
     except ImportError as error:
-        # Without torchvision, transformers 5 builds no processor that could also take videos.
+        # Without torchvision, transformers 5 builds no processor that also takes videos.
         missing = " ".join(str(error).split())
         raise UnsupportedModelError(
-            f"the processor of `{name_or_path}` needs a package that is not installed ({missing}). Install it "
+            f"the processor of `{name_or_path}` needs a package that is missing ({missing}). Install it "
             "(most often `pip install torchvision`), or pass `processor=`."
         ) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ from mmft.trainers.metric_log import MetricLog
 from mmft.types import PromptRow
 
 logger = logging.getLogger(__name__)
+
+FULL_PRECISION = (torch.float32, torch.float64)
+"""Where the sampler's log-probs equal those of scoring up to rounding that no ratio notices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Collector:
         *,
         anyone: Callable[[bool], bool],
         anyone_open: Callable[[bool], bool],
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """Takes the parts.
 
@@ -65,6 +69,7 @@ class Collector:
             metrics: where the seconds go.
             anyone: whether a flag is set on any process; collective.
             anyone_open: the same where sampling is collective (sharded weights), else the flag itself.
+            autocast: the mixed precision that updates run in; log-probs must come from the same arithmetic.
         """
         self.actor_critic = actor_critic
         self.encoder = encoder
@@ -72,6 +77,7 @@ class Collector:
         self.metrics = metrics
         self.anyone = anyone
         self.anyone_open = anyone_open
+        self.autocast = autocast
         self.verification: Verification | None = None
 
     @property
@@ -97,7 +103,7 @@ class Collector:
         """Draws completions for the rows and scores them; greedy without noise.
 
         `batch_size` bounds the completions that are decoded together."""
-        with _evaluating(self.actor_critic):
+        with _evaluating(self.actor_critic), self.autocast():
             with self.metrics.timed("encoding"):
                 prompts = self.prepare_prompts(rows)
             with self.metrics.timed("sampling"):
@@ -181,10 +187,9 @@ class Collector:
             old_logps=samples.logps,
             values=samples.values,
         )
-        fresh = not self.actor_critic.packed or self.backbone.dtype not in (torch.float32, torch.float64)
         updates: dict[str, Tensor] = {}
-        with _evaluating(self.actor_critic), torch.no_grad():
-            if fresh:
+        with _evaluating(self.actor_critic), self.autocast(), torch.no_grad():
+            if not self.actor_critic.packed or self.backbone.compute_dtype not in FULL_PRECISION:
                 with self.metrics.timed("rescoring"):
                     updates |= self._rescore(experience, temperature, size)
             if kl:
@@ -229,9 +234,10 @@ class Collector:
         rows = [dataset[index] for index in saved["rows"]]
         if self.verification is None:  # a resumed run has to find its path before it encodes prompts
             samples = Samples(saved["completions"], saved["old_logps"], None, saved["ended"])
-            with _evaluating(self.actor_critic):
+            with _evaluating(self.actor_critic), self.autocast():
                 self._verify(rows[0], samples, temperature)
-        return Experience(prompts=self.prepare_prompts(rows), **saved)
+        with self.autocast():
+            return Experience(prompts=self.prepare_prompts(rows), **saved)
 
 
 def join_samples(parts: list[Samples], pad_id: int) -> Samples:

@@ -115,6 +115,7 @@ class OnlineTrainer(Trainer, abc.ABC):
             self.metric_log,
             anyone=self._anyone,
             anyone_open=self._anyone if self._is_sharded else lambda is_open: is_open,
+            autocast=self.accelerator.autocast,
         )
 
     def _make_actor_critic(
