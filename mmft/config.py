@@ -1,6 +1,7 @@
-"""Settings of a run: one flat YAML file and `--field value` overrides, parsed by TRL's parser into dataclasses.
+"""Settings of a run: one flat YAML file and `--field value` overrides, parsed by TRL's parser.
 
-A recipe of `mmft ppo` serves `evaluate`, `generate` and `check` too. Unknown fields are errors that name the nearest one.
+A recipe of `mmft ppo` serves `evaluate`, `generate` and `check` too. Unknown fields are errors that name the
+nearest one.
 """
 
 from __future__ import annotations
@@ -29,35 +30,51 @@ RewardSpecs = list[Any]
 """Names of rewards, or mappings of `name` and arguments."""
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with its help text; mutable defaults are made anew."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class DataConfig:
     """Which rows are used, and what is asked about each picture."""
 
-    dataset_name: str | None = option(
-        None, "Hub id, folder, file, `imagefolder`, `parquet`, `json`, or the built-in `mmft/scenes`."
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, folder, file, `imagefolder`, `parquet`, `json`, or the built-in `mmft/scenes`."
+        },
     )
-    dataset_config: str | None = option(None, "Configuration of a hub dataset.")
-    dataset_data_dir: str | None = option(None, "Folder of `imagefolder` and other formats.")
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
+    dataset_data_dir: str | None = field(
+        default=None, metadata={"help": "Folder of `imagefolder` and other formats."}
+    )
     # TRL's parser takes the second member of a union as the type of the command line's strings.
-    dataset_data_files: dict | str | None = option(None, "Files of `parquet` or `json`: a path, a list, or splits.")  # type: ignore[type-arg]
-    train_split: str = option("train", "Rows to train on.")
-    eval_split: str | None = option(None, "Held-out rows: scored before and after, and by `evaluate`.")
-    max_train_rows: int | None = option(None, "Use the first so many training rows.")
-    max_eval_rows: int | None = option(None, "Use the first so many held-out rows.")
-    rename_columns: dict | str | None = option(None, "Old name to new, as {captions: references}.")  # type: ignore[type-arg]
-    instruction: str | None = option(None, "The prompt of every row, for data without a `prompt` column.")
-    system_prompt: str | None = option(None, "Put before every prompt without a system message.")
-    trainable: list[str] | None = option(
-        None, "Pretrained parts that train: vision, projector, language. Default: language, or none with use_peft."
+    dataset_data_files: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Files of `parquet` or `json`: a path, a list, or splits."}
     )
-    adapter_path: str | None = option(None, "Folder of a PEFT adapter to put on the model first.")
+    train_split: str = field(default="train", metadata={"help": "Rows to train on."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Held-out rows: scored before and after, and by `evaluate`."}
+    )
+    max_train_rows: int | None = field(
+        default=None, metadata={"help": "Use the first so many training rows."}
+    )
+    max_eval_rows: int | None = field(default=None, metadata={"help": "Use the first so many held-out rows."})
+    rename_columns: dict[str, str] | str | None = field(
+        default=None, metadata={"help": "Old name to new, as {captions: references}."}
+    )
+    instruction: str | None = field(
+        default=None, metadata={"help": "The prompt of every row, for data without a `prompt` column."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Put before every prompt without a system message."}
+    )
+    trainable: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained parts that train: vision, projector, language. "
+            "Unset: language, or none with use_peft."
+        },
+    )
+    adapter_path: str | None = field(
+        default=None, metadata={"help": "Folder of a PEFT adapter to put on the model first."}
+    )
 
     def __post_init__(self) -> None:
         self.rename_columns = _mapping(self.rename_columns, "rename_columns")
@@ -70,13 +87,25 @@ class DataConfig:
 class ScriptConfig(DataConfig):
     """Settings of `mmft ppo`, `evaluate`, `generate` and `check` beside the model's and the trainer's."""
 
-    reward_funcs: list[str] = option(
-        [], "Rewards to optimise: captioning, bleu, detail, trl:NAME, my_module:my_reward, or {name: ..., arg: ...}."
+    reward_funcs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What to optimise: captioning, bleu, detail, trl:NAME, my_module:my_reward, "
+            "or {name: captioning, alpha: 1.0}."
+        },
     )
-    eval_funcs: list[str] = option([], "Rewards that are reported on held-out rows and never optimised.")
-    num_samples: int = option(5, "Completions shown at the end.")
-    do_sample: bool = option(False, "`generate` only: sample `num_generations` per prompt instead of one greedy.")
-    output_file: str | None = option(None, "`evaluate` and `generate`: where to write; default in `output_dir`.")
+    eval_funcs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Rewards that are reported on held-out rows and never optimised."},
+    )
+    num_samples: int = field(default=5, metadata={"help": "Completions shown at the end."})
+    do_sample: bool = field(
+        default=False,
+        metadata={"help": "`generate` only: sample `num_generations` per prompt instead of one greedy."},
+    )
+    output_file: str | None = field(
+        default=None, metadata={"help": "`evaluate` and `generate`: where to write; default in `output_dir`."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,15 +121,22 @@ class SFTScriptConfig(DataConfig):
 
     CHOICES = ("first", "random", "all")
 
-    completion_column: str = option("references", "Column with the text to learn, or a list of texts.")
-    completion_choice: str = option("first", "Of a list: the first text, one at random, or all as rows of their own.")
-    save_merged: bool = option(True, "With adapters, also write the whole model to `output_dir`/merged.")
+    completion_column: str = field(
+        default="references", metadata={"help": "Column with the text to learn, or a list of texts."}
+    )
+    completion_choice: str = field(
+        default="first",
+        metadata={"help": "Of a list: the first text, one at random, or all as rows of their own."},
+    )
+    save_merged: bool = field(
+        default=True, metadata={"help": "With adapters, also write the whole model to `output_dir`/merged."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.completion_choice not in self.CHOICES:
             raise ConfigError(
-                f"`completion_choice` must be one of {', '.join(self.CHOICES)}; got {self.completion_choice!r}."
+                f"`completion_choice` must be {', '.join(self.CHOICES)}; got {self.completion_choice!r}."
             )
 
 
@@ -117,8 +153,8 @@ class RunConfig:
     def resolved(self) -> dict[str, Any]:
         """Every setting by which this run can be repeated.
 
-        Fields of transformers' TrainingArguments are listed where they differ from their default; their defaults
-        are the library's business and its version is recorded elsewhere."""
+        Fields of transformers' TrainingArguments are listed where they differ from their default; the version
+        of the library, which decides on the others, is in summary.json."""
         own = _own_fields(type(self.training))
         # With the recorded precision and device, because half precision is refused where there is no GPU.
         device = {name: getattr(self.training, name) for name in ("output_dir", "use_cpu", "bf16", "fp16")}
@@ -133,10 +169,12 @@ class RunConfig:
     def save(self, path: Path) -> None:
         """Writes `resolved` as YAML that the same command accepts."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
 
 
-class ConfigParser(TrlParser):  # type: ignore[misc]
+class ConfigParser(TrlParser):
     """TRL's parser whose mistakes are `ConfigError`s and whose fields cannot be abbreviated."""
 
     def __init__(self, dataclass_types: Iterable[Any]) -> None:
@@ -176,7 +214,7 @@ def parse_run(command: str, argv: Sequence[str]) -> RunConfig:
         settings = read_settings(path)
         for name in settings:
             _check_known(name, known, f"{path}: `{name}`")
-        # As text, so that the parser gives numbers their field's type: YAML reads 1e-5 as text and 8.0 as a float.
+        # As text, so that the parser gives numbers their field's type: YAML reads 1e-5 as text, 8.0 as float.
         parser.set_defaults_with_config(**{name: _as_text(value) for name, value in settings.items()})
     try:
         script, model, training = parser.parse_args_into_dataclasses(list(rest), look_for_args_file=False)
@@ -185,13 +223,17 @@ def parse_run(command: str, argv: Sequence[str]) -> RunConfig:
     except (ValueError, TypeError) as error:  # raised by the checks of transformers' and TRL's own classes
         raise ConfigError(" ".join(str(error).split())) from error
     if training.output_dir == "trainer_output":
-        raise ConfigError("`output_dir` is missing; give the folder of the run, such as `output_dir: runs/mine`.")
+        raise ConfigError(
+            "`output_dir` is missing; give the folder of the run, such as `output_dir: runs/mine`."
+        )
     return RunConfig(script, model, training)
 
 
 def split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Takes `--config FILE` or `--config=FILE` out of the arguments."""
-    rest = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    rest = [
+        part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
     if "--config" not in rest:
         return None, rest
     place = rest.index("--config")
@@ -279,4 +321,6 @@ def _listed(value: Any) -> list[Any] | None:
 def _rewards(value: Any, name: str) -> RewardSpecs:
     """Reward names and mappings; on the command line a mapping is written as JSON or flow YAML."""
     specs = _listed(value) or []
-    return [_from_text(spec, name) if isinstance(spec, str) and spec.startswith("{") else spec for spec in specs]
+    return [
+        _from_text(spec, name) if isinstance(spec, str) and spec.startswith("{") else spec for spec in specs
+    ]

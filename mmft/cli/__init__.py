@@ -36,7 +36,11 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, 1 if `check` found problems, 2 for a mistake of the user, 130 if interrupted."""
+    """Runs one command.
+
+    Returns:
+        0; 1 if `check` found problems; 2 for a mistake of the user; 130 if interrupted.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help", "help"):
@@ -87,5 +91,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         print(f"mmft {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nmmft {command}: interrupted; `--resume_from_checkpoint true` continues a run.", file=sys.stderr)
+        print(
+            f"\nmmft {command}: interrupted; `--resume_from_checkpoint true` continues a run.",
+            file=sys.stderr,
+        )
         return 130

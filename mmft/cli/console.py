@@ -54,7 +54,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def change_table(changes: Sequence[Change]) -> str:
     """Before and after, side by side."""
     rows = [
-        (each.label, f"{each.before:.3f}", f"{each.after:.3f}", "" if each.relative is None else f"{each.relative:+.0%}")
+        (
+            each.label,
+            f"{each.before:.3f}",
+            f"{each.after:.3f}",
+            "" if each.relative is None else f"{each.relative:+.0%}",
+        )
         for each in changes
     ]
     return table(("held-out rows", "before", "after", "change"), rows)
@@ -64,7 +69,9 @@ def said_lines(key: Any, answers: Sequence[tuple[str, float | None, str]]) -> st
     """A row's key, and below it what was said: (label, reward, completion) each."""
     name = " ".join(map(str, key)) if isinstance(key, (list, tuple)) else str(key)
     width = max((len(label) for label, _, _ in answers), default=0)
-    lines = [f"  {label:{width}}  {number(reward)}  {' '.join(text.split())}" for label, reward, text in answers]
+    lines = [
+        f"  {label:{width}}  {number(reward)}  {' '.join(text.split())}" for label, reward, text in answers
+    ]
     return "\n".join([name, *lines])
 
 

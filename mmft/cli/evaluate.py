@@ -63,8 +63,12 @@ def record(config: RunConfig, rows: PromptDataset, outcome: Evaluation) -> dict[
 def show(config: RunConfig, rows: PromptDataset, outcome: Evaluation, target: Path) -> None:
     """Prints the means and some rows."""
     model, adapter = model_and_adapter(config)
-    say(f"{model}{f' with adapter {adapter}' if adapter else ''} on {config.script.dataset_name}, {rows.name}\n")
-    lines = [(LABELS.get(name, name.removeprefix("rewards/")), f"{mean:.3f}") for name, mean in outcome.means.items()]
+    name = f"{model} with adapter {adapter}" if adapter else model
+    say(f"{name} on {config.script.dataset_name}, {rows.name}\n")
+    lines = [
+        (LABELS.get(name, name.removeprefix("rewards/")), f"{mean:.3f}")
+        for name, mean in outcome.means.items()
+    ]
     say(table((f"{len(rows)} rows", "mean"), lines) + "\n")
     for index in spread(config.script.num_samples, len(rows)):
         sample = outcome.samples[index]

@@ -1,4 +1,4 @@
-"""`mmft generate`: completions for the rows of a split, greedy or sampled, with rewards if the config names some."""
+"""`mmft generate`: completions for the rows of a split, greedy or sampled; with rewards if any are named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GENERATIONS_FILE = "generations.jsonl"
 
 
 def run(config: RunConfig) -> int:
-    """Writes one line per row and prints some. Started with several processes, the first one does the work."""
+    """Writes one line per row and prints some; of several processes the first one does the work."""
     if not is_main_process():
         return 0
     script = config.script
@@ -35,7 +35,9 @@ def run(config: RunConfig) -> int:
     records = [row | {"completions": answer} for row, answer in zip(row_records(rows), answers, strict=True)]
     write_json_lines(target, records)
     for index in spread(script.num_samples, len(rows)):
-        say(said_lines(rows[index].key, [("", each["reward"], each["completion"]) for each in answers[index]]))
+        say(
+            said_lines(rows[index].key, [("", each["reward"], each["completion"]) for each in answers[index]])
+        )
     say(f"\n{target} holds the completions of {len(rows)} rows")
     return 0
 
@@ -45,7 +47,9 @@ def no_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> lis
     return [None] * len(completions)
 
 
-def completions(trainer: PPOTrainer, rows: PromptDataset, *, do_sample: bool) -> Iterator[list[dict[str, Any]]]:
+def completions(
+    trainer: PPOTrainer, rows: PromptDataset, *, do_sample: bool
+) -> Iterator[list[dict[str, Any]]]:
     """Per row its completions: one greedy, or `num_generations` sampled ones."""
     args = trainer.args
     params = args.sampling_params() if do_sample else greedy(args.max_completion_length)
@@ -71,5 +75,3 @@ def completions(trainer: PPOTrainer, rows: PromptDataset, *, do_sample: bool) ->
 def greedy(max_completion_length: int) -> SamplingParams:
     """One completion per prompt, always the likeliest token."""
     return SamplingParams(num_generations=1, max_completion_length=max_completion_length, temperature=0)
-
-

@@ -17,11 +17,13 @@ NAMES = {
     "ModelConfig": "model (TRL's ModelConfig)",
     "OnlineConfig": "rollouts",
     "PPOConfig": "PPO",
+    "_BaseConfig": "TRL's defaults",
     "SFTConfig": "supervised training (TRL's SFTConfig)",
 }
-COMMON = (*ALWAYS_RECORDED, "warmup_steps", "max_grad_norm", "gradient_checkpointing", "bf16", "logging_steps",
-          "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "resume_from_checkpoint", "report_to",
-          "use_cpu")  # fmt: skip
+COMMON = (
+    *ALWAYS_RECORDED, "warmup_steps", "max_grad_norm", "gradient_checkpointing", "logging_steps",
+    "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "resume_from_checkpoint", "report_to",
+)  # fmt: skip
 
 
 def command_help(command: str, *, every_field: bool = False) -> str:
@@ -46,7 +48,7 @@ def command_help(command: str, *, every_field: bool = False) -> str:
                 lines += ["", f"{title}:", *(_described(_defined(kind, each.name)) for each in fields)]
     if not every_field:
         common = ", ".join(name for name in COMMON if name not in shown)
-        text = f"and every field of transformers.TrainingArguments, among them {common}. --help-all lists them all."
+        text = f"and every field of transformers.TrainingArguments, such as {common}. --help-all lists them."
         lines += ["", textwrap.fill(text, WIDTH)]
     return "\n".join(lines)
 
@@ -67,10 +69,12 @@ def _described(each: dataclasses.Field[Any]) -> str:
     default = each.default
     if each.default_factory is not dataclasses.MISSING:
         default = each.default_factory()
-    value = "" if default in (None, dataclasses.MISSING) or default == [] else f" [{getattr(default, 'value', default)}]"
+    value = (
+        ""
+        if default in (None, dataclasses.MISSING) or default == []
+        else f" [{getattr(default, 'value', default)}]"
+    )
     text = " ".join(str(each.metadata.get("help", "")).replace("%%", "%").split())
     head = f"  {each.name:28}"
     gap = "" if len(each.name) <= 27 else "\n" + " " * 30
     return textwrap.fill(f"{text}{value}", WIDTH, initial_indent=head + gap, subsequent_indent=" " * 30)
-
-

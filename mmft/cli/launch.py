@@ -1,4 +1,4 @@
-"""What every training command does around its trainer: the opening lines, resuming, keeping a merged model."""
+"""What every training command does around its trainer: opening lines, resuming, keeping a merged model."""
 
 from __future__ import annotations
 
@@ -48,11 +48,13 @@ def resume_point(given: Any, folder: Path) -> str | None:
     if word == "true":
         found = sorted(folder.glob("checkpoint-*"), key=_step)
         if not found:
-            raise ConfigError(f"`resume_from_checkpoint` is true, but {folder} holds no checkpoint. Leave it out.")
+            raise ConfigError(
+                f"`resume_from_checkpoint` is true, but {folder} holds no checkpoint. Leave it out."
+            )
         return str(found[-1])
     if not (Path(given) / "trainer_state.json").is_file():
         raise ConfigError(
-            f"`resume_from_checkpoint` {given} holds no trainer_state.json; give `true` or a checkpoint-N folder."
+            f"`resume_from_checkpoint` {given} holds no trainer_state.json; give `true` or checkpoint-N."
         )
     return str(given)
 
@@ -63,7 +65,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def save_merged(trainer: Trainer, backbone: Backbone, folder: Path) -> None:
-    """Writes the whole model with its adapters in the weights, and the processor. The model is used up by it."""
+    """Writes the whole model, adapters in the weights, and the processor. The model is used up by it."""
     if trainer.is_world_process_zero():
         model: Any = backbone.model
         model.merge_and_unload().save_pretrained(folder)

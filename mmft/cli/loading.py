@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from transformers import set_seed
 
 from mmft.config import DataConfig, RunConfig, ScriptConfig
 from mmft.data.rows import PromptDataset, load_split
-from mmft.errors import ConfigError
+from mmft.errors import ConfigError, DataError
 from mmft.models.backbone import Backbone, load_backbone, make_backbone
+from mmft.models.freezing import parameter_parts
 from mmft.models.seam import find_text_model
 from mmft.resolve import resolve_rewards
 from mmft.tiny import CAPTIONER_NAME, SCENES_NAME, captioner_path, load_scenes
@@ -62,8 +62,15 @@ def load_rows(script: DataConfig, split: str, max_rows: int | None) -> Dataset:
         config_name=script.dataset_config,
         max_rows=max_rows,
         rename_columns=script.rename_columns if isinstance(script.rename_columns, dict) else None,
-        builtin={SCENES_NAME: lambda name, count: load_scenes(name, count or DEFAULT_SCENES)},
+        builtin={SCENES_NAME: _scenes},
     )
+
+
+def _scenes(split: str, count: int | None) -> Dataset:
+    try:
+        return load_scenes(split, count or DEFAULT_SCENES)
+    except ValueError as error:
+        raise DataError(f"`dataset_name: {SCENES_NAME}`: {error}") from error
 
 
 def load_prompts(script: DataConfig, split: str, max_rows: int | None) -> PromptDataset:
@@ -79,7 +86,9 @@ def train_prompts(script: DataConfig) -> PromptDataset:
 
 def held_out_prompts(script: DataConfig) -> PromptDataset | None:
     """The held-out rows, if the config names a split of them."""
-    return None if script.eval_split is None else load_prompts(script, script.eval_split, script.max_eval_rows)
+    return (
+        None if script.eval_split is None else load_prompts(script, script.eval_split, script.max_eval_rows)
+    )
 
 
 def model_path(name: str) -> str:
@@ -90,8 +99,8 @@ def model_path(name: str) -> str:
 def load_policy(run: RunConfig, *, train: bool) -> Backbone:
     """The model of a run with its adapters and freeze rules; without `train` nothing in it trains.
 
-    An adapter given by `adapter_path` becomes part of the weights before training, so that the reference policy
-    contains it and the new adapter starts at zero. Without training it stays an adapter.
+    An adapter given by `adapter_path` becomes part of the weights before training, so that the reference
+    policy contains it and the new adapter starts at zero. Without training it stays an adapter.
     """
     base, adapter = model_and_adapter(run)
     set_seed(run.training.seed)  # adapters start at random numbers
@@ -114,20 +123,28 @@ def load_policy(run: RunConfig, *, train: bool) -> Backbone:
 
 
 def model_and_adapter(run: RunConfig) -> tuple[str, str | None]:
-    """The base model's name and the adapter's folder; a folder with nothing but an adapter names its own base.
+    """The base model's name and the adapter's folder; a folder with only an adapter names its base.
 
     Raises:
         ConfigError: no model is named, or the adapter is none.
     """
     name, adapter = run.model.model_name_or_path, run.script.adapter_path
     if name is None:
-        raise ConfigError("`model_name_or_path` is missing; give a hub id, a folder or `mmft/tiny-captioner`.")
+        raise ConfigError(
+            "`model_name_or_path` is missing; give a hub id, a folder or `mmft/tiny-captioner`."
+        )
     folder = Path(name)
-    if adapter is None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if (
+        adapter is None
+        and (folder / "adapter_config.json").is_file()
+        and not (folder / "config.json").is_file()
+    ):
         adapter = name
         name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise ConfigError(f"`adapter_path` {adapter} holds no adapter_config.json; give the folder of a PEFT adapter.")
+        raise ConfigError(
+            f"`adapter_path` {adapter} holds no adapter_config.json; give the folder of a PEFT adapter."
+        )
     return str(name), adapter
 
 
@@ -166,7 +183,7 @@ def peft_config_for(run: RunConfig, model: nn.Module) -> PeftConfig | None:
     """The adapters a config asks for; unless it names modules, all linear layers of the text model get one.
 
     There they leave the pictures' encodings as they are, which are then computed once and kept."""
-    config = get_peft_config(run.model)
+    config: Any = get_peft_config(run.model)
     if config is None:
         return None
     if config.target_modules is None and not config.target_parameters:
@@ -183,25 +200,22 @@ def text_linear_pattern(model: nn.Module) -> str:
     text_model = find_text_model(model)
     prefix = next(name for name, module in model.named_modules() if module is text_model)
     kinds = {
-        name.rsplit(".", 1)[-1] for name, module in text_model.named_modules() if isinstance(module, nn.Linear) and name
+        name.rsplit(".", 1)[-1]
+        for name, module in text_model.named_modules()
+        if isinstance(module, nn.Linear) and name
     }
     if not kinds:
-        raise ConfigError("`lora_target_modules` is unset and the text model has no linear layers; name the modules.")
+        raise ConfigError(
+            "`lora_target_modules` is unset and the text model has no linear layers; name the modules."
+        )
     return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(kinds))})"
 
 
 def parameter_counts(backbone: Backbone) -> dict[str, tuple[int, int]]:
-    """Per part of the model the number of parameters, and of those that train; adapters count to their part."""
-    from mmft.models.freezing import parameter_parts
-
+    """Per part of the model the number of parameters and of those that train, adapters included."""
     counts: dict[str, tuple[int, int]] = {}
     for part, _, parameter in parameter_parts(backbone.base):
         total, trained = counts.get(part, (0, 0))
         size = parameter.numel()
         counts[part] = (total + size, trained + size * parameter.requires_grad)
     return counts
-
-
-def greedy_settings(training: Any) -> Any:
-    """The same settings for a run that does not train: no reference policy is needed."""
-    return dataclasses.replace(training, kl_coef=0.0)

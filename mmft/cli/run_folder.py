@@ -94,7 +94,11 @@ def row_records(rows: PromptDataset) -> list[dict[str, Any]]:
     records = []
     for index in range(len(rows)):
         row = rows[index]
-        told = {name: row.columns[name] for name in ("references", "keywords") if row.columns.get(name) is not None}
+        told = {
+            name: row.columns[name]
+            for name in ("references", "keywords")
+            if row.columns.get(name) is not None
+        }
         records.append({"key": row.key, "prompt": row.prompt} | told)
     return records
 
@@ -113,12 +117,16 @@ def captions(sample: dict[str, Any]) -> tuple[str, str]:
 def story(sample: dict[str, Any]) -> str:
     """One row's completions, with their rewards."""
     answers = {"before": sample["before"], "after": sample["after"]}
-    return said_lines(sample["key"], [(when, each["reward"], each["completion"]) for when, each in answers.items()])
+    return said_lines(
+        sample["key"], [(when, each["reward"], each["completion"]) for when, each in answers.items()]
+    )
 
 
 def closing(folder: Path, summary: dict[str, Any]) -> str:
     """How long it took and where everything is."""
-    packed = "each prompt shared by its completions" if summary["packed"] else f"plain: {summary['packed_reason']}"
+    packed = (
+        "each prompt shared by its completions" if summary["packed"] else f"plain: {summary['packed_reason']}"
+    )
     files = (SUMMARY_FILE, SAMPLES_FILE, METRICS_FILE, CURVES_FILE, OVERVIEW_FILE, CONFIG_FILE, "README.md")
     return (
         f"{summary['steps']} steps in {summary['wall_seconds']:.0f} s; scoring: {packed}\n"

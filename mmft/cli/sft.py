@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 from transformers import ProgressCallback
@@ -38,7 +38,7 @@ def run(config: RunConfig) -> int:
     # TRL would drop the columns that the lessons' transform turns into messages.
     config.training.remove_unused_columns = False
     trainer = SFTTrainer(
-        model=backbone.model,
+        model=cast(Any, backbone.model),
         args=config.training,
         train_dataset=train_rows,
         eval_dataset=held_out,
@@ -75,24 +75,27 @@ class LossProgress(ProgressCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Called by the Trainer with each log line."""
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix({"loss": f"{float(logs['loss']):.3f}"})
+        bar: Any = self.training_bar  # untyped in transformers
+        if bar is not None and logs and "loss" in logs:
+            bar.set_postfix({"loss": f"{float(logs['loss']):.3f}"})
 
 
 def lessons(script: SFTScriptConfig, split: str, max_rows: int | None, seed: int) -> Dataset:
     """The rows of a split in TRL's prompt-completion format, each decoded when it is asked for.
 
-    Pictures go through the same loader as in `ppo` (transparency, rotation), so that both see the same pixels.
+    Pictures go through the same loader as in `ppo` (transparency, rotation): both see the same pixels.
     """
     stored = load_rows(script, split, max_rows)
-    prompts = PromptDataset(stored, name=split, instruction=script.instruction, system_prompt=script.system_prompt)
+    prompts = PromptDataset(
+        stored, name=split, instruction=script.instruction, system_prompt=script.system_prompt
+    )
     pairs = chosen_texts(stored, split, script, seed)
     table = Dataset.from_dict({"row": [row for row, _ in pairs], "text": [text for _, text in pairs]})
     return table.with_transform(_reader(prompts))
 
 
 def chosen_texts(stored: Dataset, split: str, script: SFTScriptConfig, seed: int) -> list[tuple[int, str]]:
-    """(row, text to learn) by `completion_choice`; a row's random choice depends on the seed and the row only.
+    """(row, text to learn) by `completion_choice`; a random choice depends on the seed and the row only.
 
     Raises:
         ConfigError: the column does not exist.
@@ -109,7 +112,7 @@ def chosen_texts(stored: Dataset, split: str, script: SFTScriptConfig, seed: int
         texts = [text for text in texts if isinstance(text, str) and text.strip()]
         if not texts:
             raise DataError(
-                f"row {index} of {split!r}: `{script.completion_column}` is {value!r}, there is nothing to learn. "
+                f"row {index} of {split!r}: `{script.completion_column}` is {value!r}: nothing to learn. "
                 "Write a text, or drop the row."
             )
         pairs += [(index, text) for text in _choose(texts, script.completion_choice, f"{seed}/{index}")]

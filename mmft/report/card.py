@@ -79,7 +79,9 @@ def model_card(facts: CardFacts) -> str:
         dataset=facts.dataset,
         rewards=", ".join(f"`{name}`" for name in facts.rewards),
         results=_results(facts),
-        settings="\n".join(f"- {name}: {facts.settings[name]}" for name in SHOWN_SETTINGS if name in facts.settings),
+        settings="\n".join(
+            f"- {name}: {facts.settings[name]}" for name in SHOWN_SETTINGS if name in facts.settings
+        ),
         usage=_usage(facts),
         versions="\n".join(f"- {name} {version}" for name, version in facts.versions.items()),
     )
@@ -90,7 +92,9 @@ def _metadata(facts: CardFacts) -> str:
     # The hub checks this field against its own models, so a folder must not stand in it.
     if facts.base.count("/") == 1 and not facts.packaged_base and not facts.base.startswith((".", "/")):
         lines.append(f"base_model: {facts.base}")
-    return "\n".join([*lines, "pipeline_tag: image-text-to-text", "tags: [mmft, ppo, reinforcement-learning]", ""])
+    return "\n".join(
+        [*lines, "pipeline_tag: image-text-to-text", "tags: [mmft, ppo, reinforcement-learning]", ""]
+    )
 
 
 def _results(facts: CardFacts) -> str:

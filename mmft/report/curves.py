@@ -1,4 +1,4 @@
-"""Pictures of a run: reward and KL over the steps, and some held-out pictures with what was said about them."""
+"""Pictures of a run: reward and KL over the steps, and held-out pictures with what was said about them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ BLUE, ORANGE, GREY = "#1f5fa8", "#c8540a", "#777777"
 SMOOTHING = 0.8
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, held_out: tuple[float, float] | None = None) -> None:
+def draw_curves(
+    history: Sequence[Mapping[str, Any]], path: Path, held_out: tuple[float, float] | None = None
+) -> None:
     """Writes reward and KL over optimizer steps as a PNG.
 
     Args:
@@ -92,7 +94,9 @@ def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float
     return [float(step) for step, _ in points], [float(value) for _, value in points]
 
 
-def _draw_reward(axes: Axes, history: Sequence[Mapping[str, Any]], held_out: tuple[float, float] | None) -> None:
+def _draw_reward(
+    axes: Axes, history: Sequence[Mapping[str, Any]], held_out: tuple[float, float] | None
+) -> None:
     steps, values = _series(history, "reward")
     axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
     axes.plot(steps, smoothed(values), color=BLUE, linewidth=2, label="training, sampled")

@@ -35,7 +35,9 @@ class Evaluation:
     def from_metrics(cls, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> Evaluation:
         """From what a trainer's `evaluate` returned and left behind."""
         means = {
-            name.removeprefix("eval_"): float(value) for name, value in metrics.items() if name.startswith("eval_")
+            name.removeprefix("eval_"): float(value)
+            for name, value in metrics.items()
+            if name.startswith("eval_")
         }
         return cls(means, [dict(sample) for sample in samples])
 
@@ -59,7 +61,7 @@ class Change:
 
 
 def compare(before: Evaluation, after: Evaluation) -> list[Change]:
-    """The measures that both evaluations have, the total first; a reward that is the total is not said twice."""
+    """The measures both evaluations have, the total first; a reward that is the total is not said twice."""
     changes = [
         Change(name, value, after.means[name]) for name, value in before.means.items() if name in after.means
     ]
@@ -68,7 +70,9 @@ def compare(before: Evaluation, after: Evaluation) -> list[Change]:
 
 def _same(one: Change, other: Change) -> bool:
     # Totals are summed in single precision.
-    return math.isclose(one.before, other.before, abs_tol=1e-5) and math.isclose(one.after, other.after, abs_tol=1e-5)
+    return math.isclose(one.before, other.before, abs_tol=1e-5) and math.isclose(
+        one.after, other.after, abs_tol=1e-5
+    )
 
 
 def paired_samples(
@@ -77,8 +81,7 @@ def paired_samples(
     """Per held-out row its key, prompt and references with both completions and their rewards."""
     told = {sample["row"]: sample for sample in before.samples}
     return [
-        dict(row)
-        | {"before": _answer(told[sample["row"]]), "after": _answer(sample)}
+        dict(row) | {"before": _answer(told[sample["row"]]), "after": _answer(sample)}
         for row, sample in zip(rows, after.samples, strict=True)
     ]
 
@@ -106,7 +109,9 @@ def versions() -> dict[str, str]:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a .jsonl file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    )
 
 
 def write_json_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -123,7 +128,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON knows it: NaN and infinity, which JSON lacks, become null; what is no data, its text."""
+    """The value as JSON knows it: NaN and infinity become null; what is no data becomes its text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

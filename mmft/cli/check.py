@@ -1,0 +1,216 @@
+"""`mmft check`: one prompt group through the engine, what would train, and every problem found.
+
+Nothing is updated and nothing is written. Problems are what would stop or spoil the run, and make the command
+exit with 1; remarks are good to know.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from mmft.cli.console import number, say, table
+from mmft.cli.loading import (
+    Rewards,
+    held_out_prompts,
+    load_policy,
+    load_rewards,
+    parameter_counts,
+    train_prompts,
+)
+from mmft.config import RunConfig
+from mmft.data.rows import PromptDataset
+from mmft.engine.sampling import sample_noise
+from mmft.errors import ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError
+from mmft.models.backbone import Backbone
+from mmft.trainers.collector import Judged
+from mmft.trainers.ppo import PPOTrainer
+
+MAX_BAD_ROWS = 20
+MISTAKES = (ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError)
+T = TypeVar("T")
+
+
+@dataclass
+class Findings:
+    """What was found so far, in order."""
+
+    problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def attempt(self, action: Callable[[], T]) -> T | None:
+        """What `action` returns; a mistake of the user becomes a problem and the check goes on."""
+        try:
+            return action()
+        except MISTAKES as error:
+            self.problems.append(" ".join(str(error).split()))
+            return None
+
+    def show(self) -> None:
+        """Prints everything found."""
+        for remark in self.remarks:
+            say(f"note: {remark}")
+        for problem in self.problems:
+            say(f"PROBLEM: {problem}")
+        say(f"{len(self.problems)} problem(s) found" if self.problems else "no problems found")
+
+
+def run(config: RunConfig) -> int:
+    """Looks at data, rewards and model one after the other, so that one run shows every problem."""
+    findings = Findings()
+    rewards = findings.attempt(lambda: load_rewards(config.script))
+    train_rows = findings.attempt(lambda: train_prompts(config.script))
+    held_out = findings.attempt(lambda: held_out_prompts(config.script))
+    for rows in (train_rows, held_out):
+        if rows is not None:
+            check_rows(rows, findings)
+    if train_rows is not None:
+        check_arithmetic(config.training, len(train_rows), findings)
+    backbone = findings.attempt(lambda: load_policy(config, train=True))
+    if backbone is not None:
+        show_parts(backbone, config.training, findings)
+        if rewards is not None and train_rows is not None:
+            findings.attempt(lambda: try_one_group(config, backbone, rewards, train_rows, findings))
+    findings.show()
+    return 1 if findings.problems else 0
+
+
+def check_rows(rows: PromptDataset, findings: Findings) -> None:
+    """Reads every row: bad pictures, prompts and references are named."""
+    bad = rows.validate(max_problems=MAX_BAD_ROWS)
+    findings.problems += bad
+    if len(bad) == MAX_BAD_ROWS:
+        findings.remarks.append(f"only the first {MAX_BAD_ROWS} bad rows of {rows.name!r} are listed")
+    say(f"data: {len(rows):,} rows in {rows.name!r}, {len(bad)} bad")
+
+
+def check_arithmetic(args: Any, num_rows: int, findings: Findings) -> None:
+    """How many prompts, completions and steps a rollout has."""
+    completions = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.num_mini_batches
+    prompts = completions // args.num_generations * args.world_size
+    steps = args.num_mini_batches * args.num_ppo_epochs
+    say(
+        f"rollout: {prompts} prompts x {args.num_generations} completions on {args.world_size} process(es), "
+        f"trained on for {steps} optimizer steps ({args.num_ppo_epochs} passes of {args.num_mini_batches})"
+    )
+    if prompts > num_rows:
+        findings.remarks.append(
+            f"a rollout asks for {prompts} prompts and there are {num_rows} rows, which then repeat"
+        )
+    if args.num_generations > 1 and args.max_steps > 0 and args.max_steps % steps:
+        findings.remarks.append(
+            f"`max_steps={args.max_steps}` is no multiple of the {steps} steps per rollout"
+        )
+
+
+def show_parts(backbone: Backbone, args: Any, findings: Findings) -> None:
+    """Which parts train, and the memory that is certain: weights, gradients and AdamW's two moments."""
+    counts = parameter_counts(backbone)
+    rows = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
+    say("\n" + table(("model part", "parameters", "that train"), rows))
+    weights = sum(each.numel() * each.element_size() for each in backbone.model.parameters())
+    trained = [each for each in backbone.model.parameters() if each.requires_grad]
+    gradients = sum(each.numel() * each.element_size() for each in trained)
+    say(f"\nmemory: weights {_mib(weights)}, gradients {_mib(gradients)}, optimizer {_mib(2 * gradients)}")
+    if not trained:
+        findings.problems.append("nothing trains; set `use_peft: true` or name parts in `trainable`.")
+    if not backbone.end_ids:
+        findings.problems.append(
+            "neither the model nor its tokenizer has an end-of-sequence token, so completions never end; "
+            "set `eos_token` in the tokenizer's config."
+        )
+    if not backbone.caches_encodings:
+        findings.remarks.append(
+            "vision, projector or input embeddings train (or carry adapters): nothing is cached"
+        )
+    if trained and not backbone.has_adapters and args.kl_coef:
+        findings.remarks.append(
+            "a frozen copy of the trained weights is kept as the reference policy (`kl_coef` > 0)"
+        )
+
+
+def try_one_group(
+    config: RunConfig, backbone: Backbone, rewards: Rewards, rows: PromptDataset, findings: Findings
+) -> None:
+    """Samples, judges and scores the completions of the first row, with a backward pass and no update."""
+    args = config.training
+    trainer = PPOTrainer(backbone, rewards.optimised, args, rows, None, eval_funcs=rewards.reported)
+    noise = sample_noise(args.seed, 0, range(args.num_generations), args.max_completion_length)
+    judged = trainer.collector.judge([rows[0]], args.sampling_params(), noise, rewards=trainer.eval_suite)
+    show_lengths(trainer, judged, findings)
+    show_rewards(judged, findings)
+    scores = trainer.actor_critic(judged.prompts, judged.samples.completions, temperature=args.temperature)
+    loss = scores.logps[judged.samples.completions.mask].mean()
+    if scores.values is not None:
+        loss = loss + scores.values[judged.samples.completions.mask].mean()
+    loss.backward()
+    trainer.actor_critic.zero_grad(set_to_none=True)
+    say(f"\npeak memory after one group, with gradients: {_mib(peak_memory())}{gpu_peak()}")
+
+
+def show_lengths(trainer: PPOTrainer, judged: Judged, findings: Findings) -> None:
+    """Prompt and completion lengths, and whether prompts are shared in scoring."""
+    args, backbone = trainer.args, trainer.actor_critic.backbone
+    prompt = trainer.collector.encoder.inputs(judged.rows[0]).tensors["input_ids"].shape[-1]
+    lengths = judged.samples.completions.lengths.tolist()
+    say(
+        f"\nlengths: prompt {prompt} tokens with {len(judged.rows[0].images)} picture(s), completions "
+        f"{min(lengths)} to {max(lengths)} of at most {args.max_completion_length}"
+    )
+    limit = getattr(backbone.text_config, "max_position_embeddings", None)
+    if limit is not None and prompt + args.max_completion_length > limit:
+        findings.problems.append(
+            f"prompt ({prompt}) and `max_completion_length` ({args.max_completion_length}) exceed the "
+            f"model's {limit} positions; shorten completions or use smaller pictures."
+        )
+    if not bool(judged.samples.ended.any()):
+        findings.remarks.append(
+            f"no completion ended in `max_completion_length={args.max_completion_length}` tokens; allow more"
+        )
+    verification = trainer.collector.verification
+    if verification is not None:
+        say(f"scoring: {'packed' if verification.packed else 'plain'}; {verification.reason}")
+
+
+def show_rewards(judged: Judged, findings: Findings) -> None:
+    """What the rewards gave the group."""
+    say("\nrewards of the first row's completions:")
+    totals = judged.judgement.total.tolist()
+    for total, text in zip(totals, judged.texts[0], strict=True):
+        say(f"  {number(total)}  {' '.join(text.split())}")
+    for name, values in judged.judgement.components.items():
+        known = [value for value in values if value == value]
+        say(f"  {name}: " + (f"mean {sum(known) / len(known):.3f}" if known else "could not judge any"))
+    seconds = ", ".join(f"{name} {1000 * each:.1f} ms" for name, each in judged.judgement.seconds.items())
+    say(f"  time: {seconds}")
+    if not bool(judged.judgement.valid.any()):
+        findings.problems.append(
+            "no reward could judge the first row; are the columns there that it reads (`rename_columns`)?"
+        )
+    elif len(totals) > 1 and len(set(totals)) == 1:
+        findings.remarks.append(
+            "all completions of the first row got the same reward: that prompt teaches nothing"
+        )
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS
+
+
+def gpu_peak() -> str:
+    """The largest GPU memory so far, in words; nothing without a GPU."""
+    return f", on the GPU {_mib(torch.cuda.max_memory_allocated())}" if torch.cuda.is_available() else ""
+
+
+def _mib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
