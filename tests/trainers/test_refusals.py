@@ -176,5 +176,5 @@ def test_a_model_in_memory_needs_its_processor(tmp_path: Path):
 def test_several_gpus_in_one_process_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trainer = make_trainer(tmp_path)
     monkeypatch.setattr(type(trainer.args), "n_gpu", 4)
-    with pytest.raises(ConfigError, match=r"One process sees 4 GPUs.* `accelerate launch`"):
+    with pytest.raises(ConfigError, match=r"One process sees 4 GPUs.* \(`accelerate launch`\)"):
         PPOTrainer(trainer.actor_critic, token_reward, trainer.args, make_rows(4))
