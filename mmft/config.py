@@ -22,9 +22,10 @@ from mmft.trl_bridge import ModelConfig, TrlParser
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+DEVICE_FIELDS = ("output_dir", "use_cpu", "bf16", "fp16", "activation_checkpointing")
 ALWAYS_RECORDED = (
-    "output_dir", "seed", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "max_steps", "num_train_epochs", "use_cpu", "bf16", "fp16",
+    *DEVICE_FIELDS, "seed", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "max_steps", "num_train_epochs",
 )  # fmt: skip
 RewardSpecs = list[Any]
 """Names of rewards, or mappings of `name` and arguments."""
@@ -156,8 +157,8 @@ class RunConfig:
         Fields of transformers' TrainingArguments are listed where they differ from their default; the version
         of the library, which decides on the others, is in summary.json."""
         own = _own_fields(type(self.training))
-        # With the recorded precision and device, because half precision is refused where there is no GPU.
-        device = {name: getattr(self.training, name) for name in ("output_dir", "use_cpu", "bf16", "fp16")}
+        # The device and what depends on it are taken over: half precision is refused where there is no GPU.
+        device = {name: getattr(self.training, name) for name in DEVICE_FIELDS}
         defaults = _plain(type(self.training)(**device))
         training = {
             name: value

@@ -21,7 +21,7 @@ NAMES = {
     "SFTConfig": "supervised training (TRL's SFTConfig)",
 }
 COMMON = (
-    *ALWAYS_RECORDED, "warmup_steps", "max_grad_norm", "gradient_checkpointing", "logging_steps",
+    *ALWAYS_RECORDED, "warmup_steps", "max_grad_norm", "logging_steps",
     "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "resume_from_checkpoint", "report_to",
 )  # fmt: skip
 

@@ -1,0 +1,48 @@
+"""Every recipe is read by the parser that will read it, and says what it means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmft.config import parse_run
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+LAUNCHES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
+
+
+def command(path: Path) -> str:
+    return "sft" if path.stem.endswith("sft") else "ppo"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_parses_into_the_settings_of_its_command(path: Path, tmp_path: Path):
+    # On the CPU half precision is refused where there is none, so the device is said.
+    run = parse_run(command(path), ["--config", str(path), "--use_cpu", "--bf16", "false"])
+    written = yaml.safe_load(path.read_text())
+    assert run.model.model_name_or_path == written["model_name_or_path"]
+    assert run.training.learning_rate == float(written["learning_rate"])
+    run.save(tmp_path / "config.yaml")
+    assert parse_run(command(path), ["--config", str(tmp_path / "config.yaml")]).resolved() == run.resolved()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_keeps_its_runs_in_the_runs_folder(path: Path):
+    assert yaml.safe_load(path.read_text())["output_dir"].startswith("runs/")
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_accelerate_reads_a_launch_config(path: Path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED"}[path.stem]
+    assert getattr(config.distributed_type, "value", config.distributed_type) == kind
+    assert config.num_processes == 2
+
+
+def test_there_is_a_launch_config_for_each_way_to_shard():
+    assert {path.stem for path in LAUNCHES} == {"ddp", "fsdp2", "zero3"}
