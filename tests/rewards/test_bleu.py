@@ -38,6 +38,11 @@ def test_bleu_penalises_a_caption_shorter_than_the_closest_reference():
     assert value == pytest.approx(2.718281828459045**-1)
 
 
+def test_bleu_takes_the_shorter_of_two_equally_close_references():
+    # Lengths 2 and 4 around 3: no brevity penalty, and every n-gram matches.
+    assert sentence_bleu("a red circle", ["a red", "see a red circle"]) == 1.0
+
+
 def test_bleu_takes_each_n_gram_from_any_reference():
     assert sentence_bleu("a red circle", ["a red square", "the red circle"]) > max(
         sentence_bleu("a red circle", ["a red square"]), sentence_bleu("a red circle", ["the red circle"])

@@ -133,6 +133,14 @@ def test_strings_messages_and_content_blocks_score_alike():
     ]
 
 
+def test_the_last_message_of_a_completion_is_scored():
+    completion = [
+        {"role": "assistant", "content": "Let me look."},
+        {"role": "assistant", "content": REFERENCES[0]},
+    ]
+    assert CaptioningReward()(None, [completion], [REFERENCES]) == [1.5]
+
+
 def test_columns_can_be_named_and_keywords_are_used_if_there():
     reward = CaptioningReward(alpha=0, beta=1, gamma=0, references_column="captions", keywords_column="tags")
     assert reward(None, ["a red tile"], captions=[["a red dragon"]]) == [pytest.approx(1 / 2 * 1 / 3)]

@@ -75,9 +75,9 @@ def test_the_order_of_a_pair_matters_unless_to_be_stands_between():
     assert caption_detail("a square blue and a circle red", SCENE) == 0.0
     assert caption_detail("a circle above a square", ["a circle is above a square"]) == 1.0
     assert caption_detail("a circle is above a square", ["a circle above a square"]) == 1.0
-    assert content_words_and_links("a red circle is big", STOP_WORDS)[1] == (
-        ("red", "circle", False),
+    assert content_words_and_links("a circle is big red", STOP_WORDS)[1] == (
         ("circle", "big", True),
+        ("big", "red", False),
     )
 
 
