@@ -1,0 +1,159 @@
+"""Which weights train: three parts that cover every model, adapters as PEFT decided, and errors that help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import FourierFTConfig, HRAConfig, IA3Config, LNTuningConfig, LoraConfig, VeraConfig
+from torch import nn
+
+from mmft.errors import ConfigError
+from mmft.models.backbone import make_backbone
+from mmft.models.freezing import (
+    PARTS,
+    apply_freeze_rules,
+    is_adapter,
+    parameter_parts,
+    trained_pretrained_weights,
+    trains_before_seam,
+)
+from tests import zoo
+from tests.engine.support import EVERY_FAMILY, PEFT_WARNING, TEXT_ATTENTION, lora, stub_processor
+
+pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
+PROJECTORS: dict[str, set[str]] = {
+    "llava": {"multi_modal_projector"},
+    "llava_onevision": {"multi_modal_projector", "image_newline"},
+    "smolvlm": {"connector"},
+    "idefics3": {"connector"},
+    "qwen2_vl": {"visual.merger"},
+    "qwen2_5_vl": {"visual.merger"},
+    "qwen3_vl": {"visual.merger", "visual.deepstack_merger_list"},
+    "gemma3": {"multi_modal_projector"},
+    "paligemma": {"multi_modal_projector"},
+    "paligemma2": {"multi_modal_projector"},
+    "internvl": {"multi_modal_projector"},
+}
+"""By family, where the weights between encoder and text model sit."""
+
+
+def names_of(model: nn.Module, part: str) -> set[str]:
+    return {name for found, name, _ in parameter_parts(model) if found == part}
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_every_weight_belongs_to_one_part(family: str) -> None:
+    model = zoo.build_model(family)
+    parts = [(part, name) for part, name, _ in parameter_parts(model)]
+    assert sorted(name for _, name in parts) == sorted(name for name, _ in model.named_parameters())
+    assert {part for part, _ in parts} == set(PARTS)
+    text = {id(p) for p in model.get_decoder().parameters()} | {id(model.get_output_embeddings().weight)}
+    assert all((part == "language") == (id(p) in text) for part, _, p in parameter_parts(model))
+    projector = names_of(model, "projector")
+    assert {place for place in PROJECTORS[family] if any(place in name for name in projector)} == PROJECTORS[
+        family
+    ]
+    assert all(any(place in name for place in PROJECTORS[family]) for name in projector)
+
+
+@pytest.mark.parametrize(
+    "trainable", [(), ("vision",), ("projector",), ("language",), ("vision", "language"), PARTS]
+)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_the_named_parts_train_and_nothing_else(family: str, trainable: tuple[str, ...]) -> None:
+    model = zoo.build_model(family)
+    apply_freeze_rules(model, trainable)
+    assert all(p.requires_grad == (part in trainable) for part, _, p in parameter_parts(model))
+    # A trained input embedding changes a prompt's encoding as much as a trained vision tower does.
+    assert trains_before_seam(model) == bool(trainable)
+    assert len(trained_pretrained_weights(model)) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_frozen_embeddings_under_trained_layers_leave_encodings_alone() -> None:
+    model = zoo.build_model("llava")
+    apply_freeze_rules(model, ("language",))
+    model.get_input_embeddings().requires_grad_(False)
+    assert not trains_before_seam(model)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            "visoin",
+            "names 'visoin', which is not one of vision, projector, language. Did you mean 'vision'",
+        ),
+        ("languages", "Did you mean 'language'?"),
+        ("all", "`trainable` names 'all', which is not one of vision, projector, language.$"),
+    ],
+)
+def test_an_unknown_part_is_named_with_its_nearest(part: str, message: str) -> None:
+    model = zoo.build_model("llava")
+    with pytest.raises(ConfigError, match=message):
+        apply_freeze_rules(model, ("vision", part))
+    assert all(p.requires_grad for p in model.parameters()), "nothing may have been touched"
+
+
+def trainable_names(peft_config: Any, **settings: Any) -> set[str]:
+    backbone = make_backbone(zoo.build_model("llava"), stub_processor(), peft_config=peft_config, **settings)
+    return {name for name, p in backbone.base.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    "peft_config",
+    [
+        lora(),
+        lora(use_dora=True),
+        lora(modules_to_save=["lm_head"]),
+        lora(trainable_token_indices=[60, 61]),
+        IA3Config(target_modules=TEXT_ATTENTION, feedforward_modules=[]),
+        VeraConfig(target_modules=r".*language_model\..*(q|o)_proj", r=4),
+        LNTuningConfig(target_modules=r".*language_model\..*layernorm"),
+        FourierFTConfig(target_modules=TEXT_ATTENTION, n_frequency=4),
+        HRAConfig(target_modules=TEXT_ATTENTION, r=4),
+    ],
+    ids=["lora", "dora", "saved head", "tokens", "ia3", "vera", "ln tuning", "fourierft", "hra"],
+)
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+def test_adapters_of_any_kind_train_and_the_pretrained_weights_do_not(peft_config: Any) -> None:
+    names = trainable_names(peft_config)
+    assert names
+    assert all(is_adapter(name) for name in names)
+    pretrained = {name for name, _ in zoo.build_model("llava").named_parameters()}
+    assert not any(is_adapter(name) for name in pretrained)
+    assert not names & pretrained
+
+
+def test_pretrained_parts_can_train_beside_adapters() -> None:
+    names = trainable_names(lora(), trainable=("projector",))
+    beside = {name for name in names if not is_adapter(name)}
+    assert beside == names_of(zoo.build_model("llava"), "projector")
+    assert any("lora_" in name for name in names)
+
+
+def test_adapters_behind_the_seam_keep_encodings_and_those_before_it_do_not() -> None:
+    for target, expected in (
+        (TEXT_ATTENTION, False),
+        (r".*vision_tower.*q_proj", True),
+        ("all-linear", True),
+    ):
+        config = LoraConfig(target_modules=target)
+        backbone = make_backbone(zoo.build_model("llava"), stub_processor(), peft_config=config)
+        assert trains_before_seam(backbone.base) == expected, target
+        assert backbone.caches_encodings != expected
+
+
+def test_the_default_is_the_language_part_or_adapters_alone() -> None:
+    model = make_backbone(zoo.build_model("llava"), stub_processor()).base
+    assert {part for part, _, p in parameter_parts(model) if p.requires_grad} == {"language"}
+    assert all(is_adapter(name) for name in trainable_names(lora()))
+
+
+def test_weights_that_are_no_floats_stay_frozen() -> None:
+    model = zoo.build_model("llava")
+    quantised = nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
+    model.get_decoder().layers[0].mlp.quantised = quantised
+    apply_freeze_rules(model, ("language",))
+    assert not quantised.requires_grad
