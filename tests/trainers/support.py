@@ -112,6 +112,11 @@ def step_rows(trainer: PPOTrainer) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if not name.startswith("seconds/")} for row in rows]
 
 
+def without_cache(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Logged numbers that do not depend on what a process happens to hold: a resumed run's cache is empty."""
+    return [{name: value for name, value in row.items() if name != "cache/hit_rate"} for row in rows]
+
+
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     """Names of the weights that differ."""
     return {name for name in before if not torch.equal(before[name], after[name])}

@@ -1,0 +1,131 @@
+"""Two processes on CPU do what one does with the same global batch, and resume together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.trainers.support import make_rows, moved, step_rows, trained_weights, without_cache
+from tests.trainers.two_processes import scenario
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 400
+"""Seconds after which two processes that wait for each other are a failure."""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def launch(script: str, folder: Path, **environment: str) -> None:
+    """Runs a script of this folder with torchrun on two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    environment = {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    } | environment
+    process = subprocess.Popen(
+        [*command, str(Path(__file__).parent / script), str(folder)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"two processes did not finish in {TIMEOUT} s:\n{process.communicate()[0][-4000:]}")
+    assert process.returncode == 0, output[-4000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one launch, shared by the tests: most of its time is imports."""
+    path = tmp_path_factory.mktemp("two")
+    launch("two_processes.py", path)
+    return path
+
+
+def weights(folder: Path, number: int) -> dict[str, Tensor]:
+    return load_file(folder / f"weights_{number}.safetensors")
+
+
+def log(folder: Path, number: int) -> dict[str, Any]:
+    return json.loads((folder / f"log_{number}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["lora", "full weights", "unjudged"])
+def test_two_processes_make_the_update_of_one(name: str, folder: Path, tmp_path: Path):
+    alone = scenario(name, tmp_path, 1)
+    start = trained_weights(alone)
+    alone.train()
+    expected, actual = trained_weights(alone), weights(folder / name, 0)
+    assert actual.keys() == expected.keys()
+    assert moved(start, expected) == start.keys()
+    for key, weight in expected.items():
+        torch.testing.assert_close(actual[key], weight, rtol=0, atol=1e-5, msg=key)
+    steps = log(folder / name, 0)["steps"]
+    assert len(steps) == len(step_rows(alone))
+    for mine, theirs in zip(without_cache(steps), without_cache(step_rows(alone)), strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["lora", "full weights", "unjudged", "saving"])
+def test_both_processes_hold_the_same_weights(name: str, folder: Path):
+    assert moved(weights(folder / name, 0), weights(folder / name, 1)) == set()
+
+
+def test_the_processes_had_different_lengths_and_logged_the_same(folder: Path):
+    first, second = log(folder / "lora", 0), log(folder / "lora", 1)
+    assert sum(first["lengths"]) != sum(second["lengths"])
+    assert max(first["lengths"]) != max(second["lengths"]) or first["lengths"] != second["lengths"]
+    assert first["steps"] == second["steps"]
+
+
+def test_a_process_without_any_judgement_waits_for_nobody(folder: Path):
+    share = [step["rewards/unjudged_share"] for step in log(folder / "unjudged", 0)["steps"][::2]]
+    assert share[0] == 0.5
+
+
+@pytest.mark.parametrize("step", [2, 3], ids=["between rollouts", "inside a rollout"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_two_processes_resume_with_the_same_bits(step: int, number: int, folder: Path):
+    resumed, whole = folder / f"resumed {step}", folder / "saving"
+    assert moved(weights(resumed, number), weights(whole, number)) == set()
+    mine, expected = log(resumed, number)["steps"], log(whole, number)["steps"]
+    assert without_cache(mine) == without_cache(expected)
+
+
+def test_both_halves_of_an_unfinished_rollout_are_saved(folder: Path):
+    names = {path.name for path in (folder / "saving" / "checkpoint-3").glob("rollout_*")}
+    assert names == {"rollout_0.safetensors", "rollout_1.safetensors"}
+
+
+def test_two_processes_evaluate_every_row_once(folder: Path, tmp_path: Path):
+    alone = scenario("saving", tmp_path, 1)
+    alone.actor_critic.load_checkpoint(folder / "saving" / "checkpoint-6")
+    expected = alone.evaluate()
+    assert len(alone.eval_samples) == len(make_rows(5))
+    for number in (0, 1):
+        actual = json.loads((folder / f"evaluation_{number}.json").read_text())
+        for name, value in expected.items():
+            if name.startswith("eval_"):
+                assert actual[name] == pytest.approx(value, abs=1e-5), name

@@ -1,0 +1,81 @@
+"""What two processes do in `test_two_processes.py`; started by torchrun, one folder per scenario.
+
+Every process writes the weights it ends with, so that the test sees both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mmft.trainers.ppo import PPOTrainer
+from tests.trainers.support import make_rows, make_trainer, step_rows, token_reward, trained_weights
+
+BASE: dict[str, Any] = {
+    "num_mini_batches": 1,
+    "num_ppo_epochs": 2,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 6,
+    "whiten_rewards": True,
+    "missing_eos_penalty": 0.5,
+}
+"""Three rollouts of 8 prompts and 16 completions over all processes; every ingredient of the reward is on."""
+
+
+def unjudged_reward(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+    """Cannot judge the rows that the second process holds in the first rollout."""
+    rewards = token_reward(completion_ids, **columns)
+    return [None if skip else reward for skip, reward in zip(columns["skip"], rewards, strict=True)]
+
+
+def scenario(name: str, folder: Path, num_processes: int) -> PPOTrainer:
+    """The trainer of a scenario, for this many processes and the same global batch."""
+    settings = BASE | {"per_device_train_batch_size": 8 // num_processes}
+    rows = make_rows(16)
+    if name == "full weights":
+        settings |= {"lora": False, "max_steps": 4}
+    if name == "unjudged":
+        plan = make_trainer(folder, rows=rows, **settings).plan
+        second = plan.rows(0, 1) if num_processes == 2 else plan.rows(0, 0)[4:]
+        rows = [row | {"skip": row["number"] in second} for row in rows]
+        settings |= {"rewards": unjudged_reward, "max_steps": 4}
+    if name == "saving":
+        settings |= {"save_strategy": "steps", "save_steps": 1, "lora_dropout": 0.1}
+    return make_trainer(folder, rows=rows, eval_rows=make_rows(5), **settings)
+
+
+def record(trainer: PPOTrainer, folder: Path, number: int) -> None:
+    """Weights and logs of one process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(trained_weights(trainer), folder / f"weights_{number}.safetensors")
+    lengths = trainer.experience.completions.lengths.tolist()
+    (folder / f"log_{number}.json").write_text(json.dumps({"steps": step_rows(trainer), "lengths": lengths}))
+
+
+def main(root: Path) -> None:
+    number = int(os.environ["RANK"])
+    for name in ("lora", "full weights", "unjudged"):
+        trainer = scenario(name, root / name, 2)
+        assert trainer.accelerator.num_processes == 2
+        trainer.train()
+        record(trainer, root / name, number)
+    trainer = scenario("saving", root / "saving", 2)
+    trainer.train()
+    record(trainer, root / "saving", number)
+    for step in (2, 3):
+        resumed = scenario("saving", root / "other", 2)
+        resumed.train(resume_from_checkpoint=str(root / "saving" / f"checkpoint-{step}"))
+        record(resumed, root / f"resumed {step}", number)
+    metrics = trainer.evaluate()
+    (root / f"evaluation_{number}.json").write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
