@@ -17,12 +17,19 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from mmft.tiny.building import PATCH
 from mmft.tiny.captions import listing, noun_phrase, relation
-from mmft.tiny.lexicon import CANVAS, COLOURS, DIAMETERS, SHAPES, SceneObject
+from mmft.tiny.lexicon import CANVAS, COLOURS, DIAMETERS, RELATIONS, SHAPES, SceneObject, dominant_relation
 from mmft.tiny.scenes import PROMPT, Scene
 
 IGNORED = -100
-PATCH_CLASSES = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(DIAMETERS)}
-"""What each patch is labelled with; class 0 is the background, class i + 1 the i-th word."""
+LOOKS = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(DIAMETERS)}
+PLACES = {
+    "rank": ("leftmost", "second", "third"),
+    "to_first_other": tuple(RELATIONS),
+    "to_second_other": tuple(RELATIONS),
+}
+PATCH_CLASSES: dict[str, tuple[str, ...]] = {**LOOKS, **PLACES}
+"""What each patch says of the object it shows: how it looks, its rank from the left, how it lies to the other
+objects, again from the left. Class 0 is the background or no such object, class i + 1 the i-th word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +52,28 @@ def patch_labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     side = CANVAS // PATCH
     labels = {kind: torch.zeros(len(scenes), side, side, dtype=torch.long) for kind in PATCH_CLASSES}
     for number, scene in enumerate(scenes):
-        for item in scene.objects:
+        for item, words in zip(scene.objects, patch_words(scene.objects), strict=True):
             rows, columns = _covered(item.y, item.size), _covered(item.x, item.size)
-            for kind, words in PATCH_CLASSES.items():
-                labels[kind][number, rows, columns] = words.index(getattr(item, kind)) + 1
+            for kind, word in words.items():
+                labels[kind][number, rows, columns] = PATCH_CLASSES[kind].index(word) + 1
     return {kind: label.flatten(1) for kind, label in labels.items()}
+
+
+def patch_words(objects: Sequence[SceneObject]) -> list[dict[str, str]]:
+    """For each object the word of every patch class that applies to it."""
+    ordered = sorted(objects, key=lambda item: item.x)
+    described = []
+    for item in objects:
+        words = {kind: getattr(item, kind) for kind in LOOKS}
+        words["rank"] = PLACES["rank"][ordered.index(item)]
+        others = [other for other in ordered if other is not item]
+        # One or two others: the dictionary ends with the shorter of the two.
+        words |= {
+            kind: dominant_relation(item, other)
+            for kind, other in zip(("to_first_other", "to_second_other"), others, strict=False)
+        }
+        described.append(words)
+    return described
 
 
 def _covered(centre: float, size: str) -> slice:

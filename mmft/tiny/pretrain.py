@@ -1,11 +1,12 @@
 """Makes the packaged captioner from nothing: `python -m mmft.tiny.pretrain --output_dir mmft/tiny/captioner`.
 
-Four lessons of supervised likelihood on endless scenes, all on the CPU. Two processes with one thread each
+Five lessons of supervised likelihood on endless scenes, all on the CPU. Two processes with one thread each
 are faster than one with two: `OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m mmft.tiny.pretrain`.
 
     patches  the vision tower alone says for every patch which colour, shape and size it shows
-    details  the whole model captions every object with sizes and relations, at a constant learning rate
-    polish   the same while the learning rate falls
+    details  the whole model captions every object with sizes and relations
+    places   the tower alone again: every patch says as well how its object lies to the others
+    polish   the captions again, while the learning rate falls
     habit    mostly terse captions of one object, at a low learning rate: knowledge stays, manners change
 """
 
@@ -18,7 +19,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -34,7 +35,7 @@ from torch.optim import Optimizer
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
 from mmft.tiny.building import WIDTH, build_model, build_processor
-from mmft.tiny.lessons import IGNORED, PATCH_CLASSES, CaptionTeacher, caption, patch_labels, pixels
+from mmft.tiny.lessons import IGNORED, LOOKS, PATCH_CLASSES, CaptionTeacher, caption, patch_labels, pixels
 from mmft.tiny.scenes import Scene, make_scene
 from mmft.tiny.scoring import score_captioner
 
@@ -57,13 +58,16 @@ class Lesson:
     first_lr: float
     last_lr: float
     terse_share: float = 0.0
+    tower_only: bool = False
+    probes: tuple[str, ...] = tuple(LOOKS)
 
 
 LESSONS = (
-    Lesson("patches", 1500, 3e-3, 1e-3),
-    Lesson("details", 3000, 2e-3, 2e-3),
-    Lesson("polish", 700, 2e-3, 1e-4),
-    Lesson("habit", 300, 3e-4, 3e-5, terse_share=0.8),
+    Lesson("patches", 1000, 3e-3, 1e-3, tower_only=True),
+    Lesson("details", 2500, 2e-3, 2e-3),
+    Lesson("places", 500, 2e-3, 1e-3, tower_only=True, probes=tuple(PATCH_CLASSES)),
+    Lesson("polish", 800, 2e-3, 1e-4, probes=tuple(PATCH_CLASSES)),
+    Lesson("habit", 250, 5e-4, 3e-5, terse_share=0.8, probes=tuple(PATCH_CLASSES)),
 )
 
 
@@ -84,13 +88,14 @@ class Pupil(nn.Module):
     def _keep(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self._features = output.last_hidden_state[:, 1:]  # without the class token: (B, P, D)
 
-    def patch_loss(self, scenes: list[Scene], *, run_tower: bool) -> Tensor:
-        """Sum over colour, shape and size of the mean cross-entropy over all patches."""
+    def patch_loss(self, scenes: list[Scene], probes: Sequence[str], *, run_tower: bool) -> Tensor:
+        """Sum over the probes of the mean cross-entropy over all patches."""
         if run_tower:
             self.model.model.vision_tower(pixels(scenes))
+        labels = patch_labels(scenes)
         losses = [
-            F.cross_entropy(self.probes[kind](self._features).flatten(0, 1), labels.flatten())
-            for kind, labels in patch_labels(scenes).items()
+            F.cross_entropy(self.probes[kind](self._features).flatten(0, 1), labels[kind].flatten())
+            for kind in probes
         ]
         return torch.stack(losses).sum()
 
@@ -147,14 +152,15 @@ class School:
         model = build_model(self.processor.tokenizer)
         self.pupil = Pupil(model, WIDTH)
         self.num_seen = 0
+        self.records: list[dict[str, Any]] = []
 
-    def teach(self, lesson: Lesson) -> dict[str, Any]:
+    def teach(self, lesson: Lesson) -> None:
         """One lesson from its first to its last step; its weights go to `<work_dir>/<name>.safetensors`.
 
-        Returns the lesson's settings, its seconds, and its mean loss over the last steps.
+        Adds the lesson's settings, its seconds, and the mean loss of its last steps to `records`.
         """
-        tower_only = lesson.name == "patches"
-        modules = [self.pupil.model.model.vision_tower, self.pupil.probes] if tower_only else [self.pupil]
+        tower = [self.pupil.model.model.vision_tower, self.pupil.probes]
+        modules = tower if lesson.tower_only else [self.pupil]
         optimizers = make_optimizers(modules)
         weights = [weight for group in optimizers for item in group.param_groups for weight in item["params"]]
         started, losses = time.perf_counter(), []
@@ -164,13 +170,11 @@ class School:
                     group["lr"] = learning_rate(lesson, step - 1)
             losses.append(self._take_step(lesson, optimizers, weights))
             if step % LOG_EVERY == 0 or step == lesson.steps:
-                mean, pace = fmean(losses[-LOG_EVERY:]), (time.perf_counter() - started) / step
-                logger.info(
-                    "%s %d of %d: loss %.4f, %.3f s/step", lesson.name, step, lesson.steps, mean, pace
-                )
-                self._save(lesson.name)
-        seconds = round(time.perf_counter() - started)
-        return {**asdict(lesson), "seconds": seconds, "loss": round(fmean(losses[-LOG_EVERY:]), 4)}
+                mean, seconds = fmean(losses[-LOG_EVERY:]), time.perf_counter() - started
+                logger.info("%s step %d: loss %.4f, %.3f s/step", lesson.name, step, mean, seconds / step)
+                record = {**asdict(lesson), "steps": step, "seconds": round(seconds), "loss": round(mean, 4)}
+                self._save(lesson.name, [*self.records, record])
+        self.records.append(record)
 
     def _take_step(self, lesson: Lesson, optimizers: list[Optimizer], weights: list[Tensor]) -> float:
         loss = self._loss(lesson, self._scenes())
@@ -188,25 +192,27 @@ class School:
         return [make_scene("train", index, SCENES_SEED) for index in range(first, first + self.batch_size)]
 
     def _loss(self, lesson: Lesson, scenes: list[Scene]) -> Tensor:
-        if lesson.name == "patches":
-            return self.pupil.patch_loss(scenes, run_tower=True)
+        if lesson.tower_only:
+            return self.pupil.patch_loss(scenes, lesson.probes, run_tower=True)
         stream = random.Random(self.num_seen * self.world + self.rank)
         captions = [caption(scene.objects, lesson.terse_share, stream) for scene in scenes]
         loss = self.pupil.caption_loss(scenes, captions, self.teacher)
-        return loss + PATCH_LOSS_WEIGHT * self.pupil.patch_loss(scenes, run_tower=False)
+        return loss + PATCH_LOSS_WEIGHT * self.pupil.patch_loss(scenes, lesson.probes, run_tower=False)
 
-    def _save(self, name: str) -> None:
+    def _save(self, name: str, records: list[dict[str, Any]]) -> None:
         if self.rank == 0:
             # The output layer is the token embedding; safetensors refuses to store one memory twice.
             state = {key: value for key, value in self.pupil.state_dict().items() if key != OUTPUT_LAYER}
-            save_file(state, self.work_dir / f"{name}.safetensors", metadata={"num_seen": str(self.num_seen)})
+            place = {"num_seen": str(self.num_seen), "records": json.dumps(records)}
+            save_file(state, self.work_dir / f"{name}.safetensors", metadata=place)
 
     def resume(self, checkpoint: Path) -> None:
-        """Takes weights, probes included, and the place in the stream of scenes from an earlier lesson."""
+        """Takes weights, probes included, records, and the place in the stream of scenes from a lesson."""
         state = load_file(checkpoint)
         self.pupil.load_state_dict({**state, OUTPUT_LAYER: state[TOKEN_EMBEDDING]})
         with safe_open(checkpoint, framework="pt") as file:
-            self.num_seen = int(file.metadata()["num_seen"])
+            place = file.metadata()
+        self.num_seen, self.records = int(place["num_seen"]), json.loads(place["records"])
 
 
 def save_captioner(model: LlavaForConditionalGeneration, processor: ProcessorMixin, folder: Path) -> None:
@@ -232,7 +238,9 @@ def main() -> None:
     logger.setLevel(logging.INFO if school.rank == 0 else logging.WARNING)
     if options.checkpoint is not None:
         school.resume(options.checkpoint)
-    records = [school.teach(lesson) for lesson in LESSONS if lesson.name in options.lessons]
+    for lesson in LESSONS:
+        if lesson.name in options.lessons:
+            school.teach(lesson)
     if school.rank == 0:
         folder = options.output_dir / "captioner"
         save_captioner(school.pupil.model, school.processor, folder)
@@ -240,7 +248,7 @@ def main() -> None:
             "batch_size": options.batch_size,
             "processes": school.world,
             "scenes_seen": school.num_seen,
-            "lessons": records,
+            "lessons": school.records,
             "held_out": score_captioner(folder),
         }
         (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -118,9 +118,7 @@ def score_captioner(folder: Path | str, num_scenes: int = 512) -> dict[str, Any]
     return {
         "split": SPLIT,
         "scenes": num_scenes,
-        "captions": {
-            name: asdict(score_captions(*zip(*row, strict=True))) for name, row in rows.items() if row
-        },
+        "captions": {name: asdict(score_captions(row)) for name, row in rows.items() if row},
         "loss_terse": round(held_out_loss(model, teacher, scenes, terse_share=1.0), 4),
         "loss_detailed": round(held_out_loss(model, teacher, scenes, terse_share=0.0), 4),
     }
