@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from mmft.cli.loading import parameter_counts
+from mmft.cli.loading import parameter_counts, save_model
 from mmft.config import RunConfig
 from mmft.errors import ConfigError
 from mmft.models.backbone import Backbone
@@ -68,13 +68,4 @@ def save_merged(trainer: Trainer, backbone: Backbone, folder: Path) -> None:
     """Writes the whole model, adapters in the weights, and the processor. The model is used up by it."""
     if trainer.is_world_process_zero():
         model: Any = backbone.model
-        model.merge_and_unload().save_pretrained(folder)
-        backbone.processor.save_pretrained(folder)
-
-
-def save_base(trainer: Trainer, backbone: Backbone, folder: Path) -> None:
-    """Writes the model that the trained adapters belong to, and the processor. The model is used up by it."""
-    if trainer.is_world_process_zero():
-        model: Any = backbone.model
-        model.unload().save_pretrained(folder)
-        backbone.processor.save_pretrained(folder)
+        save_model(Backbone(model.merge_and_unload(), backbone.processor), folder)

@@ -96,17 +96,24 @@ def model_path(name: str) -> str:
     return captioner_path() if name == CAPTIONER_NAME else name
 
 
-def load_policy(run: RunConfig, *, train: bool) -> Backbone:
+def load_policy(run: RunConfig, *, train: bool, keep_base: bool = False) -> Backbone:
     """The model of a run with its adapters and freeze rules; without `train` nothing in it trains.
 
     An adapter given by `adapter_path` becomes part of the weights before training, so that the reference
     policy contains it and the new adapter starts at zero. Without training it stays an adapter.
+
+    Args:
+        run: the settings.
+        train: whether the policy will be trained.
+        keep_base: write the model that new adapters belong to, where it exists nowhere else.
     """
     base, adapter = model_and_adapter(run)
     set_seed(run.training.seed)  # adapters start at random numbers
     backbone = _load_base(run, base)
     if adapter is not None:
         backbone = _put_on(backbone, adapter, merge=train)
+        if keep_base and run.model.use_peft:
+            save_model(backbone, merged_folder(run))
     if not train:
         backbone.model.requires_grad_(False)
         return backbone
@@ -177,6 +184,12 @@ def _put_on(backbone: Backbone, adapter: str, *, merge: bool) -> Backbone:
     if merge:
         model = model.merge_and_unload()
     return Backbone(model, backbone.processor)
+
+
+def save_model(backbone: Backbone, folder: Path) -> None:
+    """Writes a model without adapters, and its processor."""
+    backbone.base.save_pretrained(folder)
+    backbone.processor.save_pretrained(folder)
 
 
 def peft_config_for(run: RunConfig, model: nn.Module) -> PeftConfig | None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmft.cli.console import is_main_process, say
-from mmft.cli.launch import CONFIG_FILE, opening, save_base, train
+from mmft.cli.launch import CONFIG_FILE, opening, train
 from mmft.cli.loading import (
     held_out_prompts,
     load_policy,
     load_rewards,
-    merged_folder,
-    model_and_adapter,
     train_prompts,
 )
 from mmft.cli.run_folder import Outcome, report
@@ -24,7 +22,7 @@ def run(config: RunConfig) -> int:
     """Trains as the config says; every process calls it, the first one writes and prints."""
     rewards = load_rewards(config.script)
     train_rows, held_out = train_prompts(config.script), held_out_prompts(config.script)
-    backbone = load_policy(config, train=True)
+    backbone = load_policy(config, train=True, keep_base=is_main_process())
     folder = Path(config.training.output_dir)
     if is_main_process():
         config.save(folder / CONFIG_FILE)
@@ -38,9 +36,6 @@ def run(config: RunConfig) -> int:
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         report(config, trainer, held_out, Outcome(before, after, seconds))
-    if backbone.has_adapters and model_and_adapter(config)[1] is not None:
-        # The new adapters belong to a model that exists nowhere else: an earlier adapter was merged into it.
-        save_base(trainer, backbone, merged_folder(config))
     return 0
 
 
