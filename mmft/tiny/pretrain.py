@@ -172,7 +172,13 @@ class School:
             if step % LOG_EVERY == 0 or step == lesson.steps:
                 mean, seconds = fmean(losses[-LOG_EVERY:]), time.perf_counter() - started
                 logger.info("%s step %d: loss %.4f, %.3f s/step", lesson.name, step, mean, seconds / step)
-                record = {**asdict(lesson), "steps": step, "seconds": round(seconds), "loss": round(mean, 4)}
+                record = {
+                    **asdict(lesson),
+                    "probes": list(lesson.probes),
+                    "steps": step,
+                    "seconds": round(seconds),
+                    "loss": round(mean, 4),
+                }
                 self._save(lesson.name, [*self.records, record])
         self.records.append(record)
 

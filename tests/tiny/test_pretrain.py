@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmft.tiny.facts import share_true
-from mmft.tiny.lessons import IGNORED, PATCH_CLASSES, CaptionTeacher, caption, patch_labels
-from mmft.tiny.lexicon import COLOURS, SceneObject
+from mmft.tiny.lessons import IGNORED, CaptionTeacher, caption, patch_labels, patch_words
+from mmft.tiny.lexicon import COLOURS, SHAPES, SceneObject
 from mmft.tiny.pretrain import Lesson, School, learning_rate, make_optimizers, save_captioner
 from mmft.tiny.scenes import Scene, make_scene
 from mmft.tiny.scoring import is_detailed, score_captions
@@ -31,10 +31,19 @@ def test_patches_are_labelled_with_the_object_on_their_centre() -> None:
     grid = labels["colour"].view(8, 8)
     assert (grid[0:3, 1:4] == list(COLOURS).index("red") + 1).all()
     assert int((grid > 0).sum()) == 9
-    assert {kind: int(label.max()) for kind, label in labels.items()} == {
-        kind: words.index(word) + 1
-        for (kind, words), word in zip(PATCH_CLASSES.items(), ("red", "cross", "large"), strict=True)
-    }
+    assert int(labels["shape"].max()) == SHAPES.index("cross") + 1
+    assert int(labels["rank"].max()) == 1
+    assert int(labels["to_first_other"].max()) == 0  # there is no other
+
+
+def test_patches_say_how_their_object_lies_to_the_others_from_left_to_right() -> None:
+    star = SceneObject("blue", "star", "small", x=50.0, y=10.0)
+    cross = SceneObject("red", "cross", "small", x=20.0, y=12.0)
+    disc = SceneObject("green", "circle", "small", x=24.0, y=45.0)
+    assert [
+        (words["rank"], words.get("to_first_other"), words.get("to_second_other"))
+        for words in patch_words([star, cross, disc])
+    ] == [("third", "right of", "above"), ("leftmost", "above", "left of"), ("second", "below", "below")]
 
 
 def test_only_the_caption_and_its_end_are_learned(school: School) -> None:
