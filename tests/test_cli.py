@@ -215,7 +215,8 @@ def test_a_run_leaves_every_file(run_folder: Path):
     names = {path.name for path in run_folder.iterdir()}
     assert names >= {
         "adapter_config.json", "adapter_model.safetensors", "heads.safetensors", "processor_config.json",
-        "config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png", "overview.png", "README.md",
+        "config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png", "overview.png",
+        "README.md",
     }  # fmt: skip
 
 

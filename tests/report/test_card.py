@@ -1,0 +1,56 @@
+"""The model card says what was trained, on what, to what effect, and how to load it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import yaml
+
+from mmft.report.card import CardFacts, model_card
+from mmft.report.record import Change
+
+FACTS = CardFacts(
+    folder="runs/mine",
+    base="some-org/some-vlm",
+    dataset="imagefolder",
+    rewards=["captioning"],
+    settings={"learning_rate": 1e-3, "num_generations": 8, "dataset_name": "not shown"},
+    changes=[Change("reward", 0.25, 0.5)],
+    num_rows=12,
+    versions={"torch": "2.0"},
+    adapter=True,
+)
+
+
+def test_the_card_of_an_adapter_names_its_base_for_the_hub():
+    card = model_card(FACTS)
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["base_model"] == "some-org/some-vlm"
+    assert metadata["library_name"] == "peft"
+    assert "| total reward | 0.250 | 0.500 |" in card
+    assert "over 12 held-out rows" in card
+    assert "PeftModel.from_pretrained(base, 'runs/mine')" in card
+    assert "- learning_rate: 0.001" in card
+    assert "not shown" not in card
+
+
+def test_the_card_of_a_whole_model_loads_it_directly():
+    card = model_card(dataclasses.replace(FACTS, adapter=False))
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
+    assert "PeftModel" not in card
+    assert "AutoModelForImageTextToText.from_pretrained('runs/mine')" in card
+
+
+def test_the_packaged_base_is_loaded_from_where_it_is_installed():
+    card = model_card(dataclasses.replace(FACTS, base="mmft/tiny-captioner", packaged_base=True))
+    assert "base_model" not in yaml.safe_load(card.split("---")[1])
+    assert "AutoModelForImageTextToText.from_pretrained(captioner_path())" in card
+
+
+def test_a_run_without_held_out_rows_has_no_table():
+    assert "## Results" not in model_card(dataclasses.replace(FACTS, changes=[]))
+
+
+def test_a_folder_is_no_base_model_of_the_hub():
+    card = model_card(dataclasses.replace(FACTS, base="/data/model"))
+    assert "base_model" not in yaml.safe_load(card.split("---")[1])

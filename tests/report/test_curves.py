@@ -1,0 +1,56 @@
+"""Pictures of a run are drawn for long, short and odd histories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from mmft.report.curves import draw_curves, draw_overview, smoothed
+
+HISTORY = [
+    *({"step": step, "loss": 0.1, "reward": 0.1 * step, "kl": 0.01 * step} for step in range(1, 6)),
+    {"step": 6, "loss": 0.1},  # a step within a rollout has no reward of its own
+    {"step": 6, "train_runtime": 1.0},
+]
+
+
+def drawn(path: Path) -> np.ndarray:
+    return np.asarray(PIL.Image.open(path).convert("RGB"))
+
+
+def test_curves_show_the_history(tmp_path: Path):
+    draw_curves(HISTORY, tmp_path / "curves.png", (0.0, 0.5))
+    draw_curves(
+        [{**line, "reward": 1.0} if "reward" in line else line for line in HISTORY], tmp_path / "flat.png"
+    )
+    one, other = drawn(tmp_path / "curves.png"), drawn(tmp_path / "flat.png")
+    assert one.shape == other.shape
+    assert one.min() < 100 < one.max() == 255
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize("history", [[], HISTORY[:1], HISTORY[5:]], ids=["empty", "one", "no reward"])
+def test_curves_of_a_run_that_hardly_began_are_drawn_too(history: list[dict[str, float]], tmp_path: Path):
+    draw_curves(history, tmp_path / "curves.png", (0.1, 0.2))
+    assert drawn(tmp_path / "curves.png").std() > 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_the_overview_takes_any_number_of_samples_and_any_text(count: int, tmp_path: Path):
+    picture = PIL.Image.new("RGB", (64, 48), "red")
+    samples = [
+        (picture if row % 2 == 0 else None, "costs $5 and $6 {", "long " * 100) for row in range(count)
+    ]
+    draw_overview(HISTORY, samples, tmp_path / "overview.png", (0.1, 0.2))
+    pixels = drawn(tmp_path / "overview.png")
+    red = (pixels == [255, 0, 0]).all(-1).sum()
+    assert (red > 0) == (count > 0)
+
+
+def test_smoothing_starts_at_the_first_value_and_follows():
+    # Weights 1, then 0.8 and 1 over 1.8: (0.8 * 1 + 4) / 1.8
+    assert smoothed([1.0, 4.0]) == pytest.approx([1.0, 4.8 / 1.8])
+    assert smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
