@@ -11,7 +11,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,6 +30,7 @@ from mmft.models.prompts import PromptEncoding, PromptInputs
 HEADS_FILE = "heads.safetensors"
 PRETRAINED_FILE = "pretrained_weights.safetensors"
 """Holds the pretrained weights that train beside adapters; PEFT's own files have no room for them."""
+Result = TypeVar("Result")
 Prompts = Sequence[PromptInputs] | Sequence[PromptEncoding]
 """Encoded prompts, or raw ones: encoded in the graph (vision or projector trains) or scored plainly."""
 
@@ -65,8 +66,10 @@ class VLMActorCritic(nn.Module):
         return self.backbone.base.config
 
     @property
-    def _no_split_modules(self) -> Any:  # read by Accelerate's FSDP auto-wrap policy
-        return self.backbone.base._no_split_modules
+    def _no_split_modules(self) -> list[str]:
+        """Read by Accelerate's FSDP auto-wrap policy, which refuses layers that the model does not have."""
+        present = {type(module).__name__ for module in self.backbone.model.modules()}
+        return sorted(present & set(self.backbone.base._no_split_modules or ()))
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
@@ -84,6 +87,13 @@ class VLMActorCritic(nn.Module):
         enable(activation_checkpointing_kwargs, **options)
         if self.backbone.has_adapters:  # frozen inputs would otherwise cut the graph at the first checkpoint
             self.backbone.base.enable_input_require_grads()
+
+    def within_forward(self, work: Callable[[], Result]) -> Result:
+        """Runs `work` as if it were this module's forward.
+
+        Sharded weights are only whole inside a forward of the module that owns them, and encoding and
+        sampling are none. FSDP is told to treat this method as one (`register_fsdp_forward_method`)."""
+        return work()
 
     def forward(
         self,

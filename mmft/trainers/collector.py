@@ -104,22 +104,30 @@ class Collector:
 
         `batch_size` bounds the completions that are decoded together."""
         with _evaluating(self.actor_critic), self.autocast():
-            with self.metrics.timed("encoding"):
-                prompts = self.prepare_prompts(rows)
-            with self.metrics.timed("sampling"):
-                samples = self._sample(prompts, params, noise, batch_size)
-            if self.verification is None:
-                was_packed = self.actor_critic.packed
-                self._verify(rows[0], samples, params.policy_temperature)
-                if was_packed and not self.actor_critic.packed:
-                    prompts = self.prepare_prompts(rows)
-                    samples = self._sample(prompts, params, noise, batch_size)
+            prompts, samples = self.actor_critic.within_forward(
+                lambda: self._draw(rows, params, noise, batch_size)
+            )
         texts = self._decode(samples.completions, len(rows))
         with self.metrics.timed("rewards"):
             suite = self.rewards if rewards is None else rewards
             ids = _split(samples.completions, len(rows))
             judgement = suite.score(rows, texts, ids, trainer_state=trainer_state)
         return Judged(rows, prompts, samples, texts, judgement)
+
+    def _draw(
+        self, rows: list[PromptRow], params: SamplingParams, noise: Tensor | None, batch_size: int | None
+    ) -> tuple[Prompts, Samples]:
+        with self.metrics.timed("encoding"):
+            prompts = self.prepare_prompts(rows)
+        with self.metrics.timed("sampling"):
+            samples = self._sample(prompts, params, noise, batch_size)
+        if self.verification is None:
+            was_packed = self.actor_critic.packed
+            self._verify(rows[0], samples, params.policy_temperature)
+            if was_packed and not self.actor_critic.packed:
+                prompts = self.prepare_prompts(rows)
+                samples = self._sample(prompts, params, noise, batch_size)
+        return prompts, samples
 
     def _sample(
         self, prompts: Prompts, params: SamplingParams, noise: Tensor | None, batch_size: int | None
@@ -194,16 +202,20 @@ class Collector:
                     updates |= self._rescore(experience, temperature, size)
             if kl:
                 with self.metrics.timed("reference"):
-                    updates["ref_logps"] = self._by_groups(
-                        experience,
-                        size,
-                        lambda part: {
-                            "ref": self.actor_critic.reference_logps(
-                                part.prompts, part.completions, temperature=temperature
-                            )
-                        },
-                    )["ref"]
+                    updates |= self.actor_critic.within_forward(
+                        lambda: self._score_reference(experience, temperature, size)
+                    )
         return experience.with_tensors(**updates)
+
+    def _score_reference(self, experience: Experience, temperature: float, size: int) -> dict[str, Tensor]:
+        def score(part: Experience) -> dict[str, Tensor]:
+            return {
+                "ref_logps": self.actor_critic.reference_logps(
+                    part.prompts, part.completions, temperature=temperature
+                )
+            }
+
+        return self._by_groups(experience, size, score)
 
     def _rescore(self, experience: Experience, temperature: float, size: int) -> dict[str, Tensor]:
         def score(part: Experience) -> dict[str, Tensor]:
@@ -232,12 +244,15 @@ class Collector:
         """A saved rollout, its prompts encoded again."""
         saved = load_experience(path, self.backbone.device)
         rows = [dataset[index] for index in saved["rows"]]
-        if self.verification is None:  # a resumed run has to find its path before it encodes prompts
-            samples = Samples(saved["completions"], saved["old_logps"], None, saved["ended"])
-            with _evaluating(self.actor_critic), self.autocast():
+        samples = Samples(saved["completions"], saved["old_logps"], None, saved["ended"])
+
+        def prepare() -> Prompts:
+            if self.verification is None:  # a resumed run has to find its path before it encodes prompts
                 self._verify(rows[0], samples, temperature)
-        with self.autocast():
-            return Experience(prompts=self.prepare_prompts(rows), **saved)
+            return self.prepare_prompts(rows)
+
+        with _evaluating(self.actor_critic), self.autocast():
+            return Experience(prompts=self.actor_critic.within_forward(prepare), **saved)
 
 
 def join_samples(parts: list[Samples], pad_id: int) -> Samples:

@@ -105,11 +105,23 @@ def load_experience(path: str | os.PathLike[str], device: torch.device) -> dict[
     return {"number": number, "rows": tensors.pop("rows").tolist(), "completions": completions, **tensors}
 
 
-def load_fingerprint(path: str | os.PathLike[str]) -> dict[str, int]:
-    """The fingerprint that `Experience.save` was given."""
-    with safe_open(Path(path), framework="pt") as file:
-        fingerprint: dict[str, int] = json.loads(file.metadata()["plan"])
-    return fingerprint
+def check_saved_rollouts(folder: Path, fingerprint: dict[str, int]) -> None:
+    """A rollout that was saved half-way belongs to one number of processes and one set of batch sizes.
+
+    Raises:
+        ConfigError: the checkpoint in `folder` holds a rollout of another plan.
+    """
+    saved: dict[str, int] = {}
+    for path in sorted(folder.glob("rollout_*.safetensors"))[:1]:
+        with safe_open(path, framework="pt") as file:
+            saved = json.loads(file.metadata()["plan"])
+    changed = [f"{n}={saved[n]} (now {fingerprint[n]})" for n in saved if fingerprint[n] != saved[n]]
+    if changed:
+        raise ConfigError(
+            f"`resume_from_checkpoint`: {folder} was saved in the middle of a rollout with "
+            f"{', '.join(changed)}. Resume with the processes, batch sizes, `num_mini_batches`, "
+            "`num_ppo_epochs`, seed and rows of the stopped run."
+        )
 
 
 def given(tensor: Tensor | None, name: str) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
@@ -30,7 +31,7 @@ from mmft.models.backbone import Backbone, load_backbone, make_backbone
 from mmft.trainers.callbacks import RewardProgress, RunFiles
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
-from mmft.trainers.experience import Experience, load_fingerprint
+from mmft.trainers.experience import Experience, check_saved_rollouts
 from mmft.trainers.held_out import held_out_means, held_out_samples
 from mmft.trainers.metric_log import MetricLog
 from mmft.trainers.schedule import RolloutPlan, Ticket, ticket_loader
@@ -166,6 +167,11 @@ class OnlineTrainer(Trainer, abc.ABC):
         """As in `transformers.Trainer`; a second call draws its own rollouts."""
         self.experience, self._resume_folder = None, None
         return super().train(*args, **kwargs)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        register_fsdp_forward_method(self.actor_critic, "within_forward")  # nothing happens without FSDP2
+        return prepared
 
     def get_train_dataloader(self) -> DataLoader[Ticket]:
         """Tickets; `_prepare_inputs` turns them into micro-batches of a rollout."""
@@ -344,20 +350,6 @@ class OnlineTrainer(Trainer, abc.ABC):
             )
         return self.collector.restore(str(path), self.train_dataset, self.args.temperature)
 
-    def _check_saved_rollout(self, folder: Path) -> None:
-        """A rollout that was saved half-way belongs to one number of processes and one set of batch sizes."""
-        saved = sorted(folder.glob("rollout_*.safetensors"))
-        theirs, ours = load_fingerprint(saved[0]) if saved else {}, self.plan.fingerprint()
-        changed = [
-            f"{name}={value} (now {ours[name]})" for name, value in theirs.items() if ours[name] != value
-        ]
-        if changed:
-            raise ConfigError(
-                f"`resume_from_checkpoint`: {folder} was saved in the middle of a rollout with "
-                f"{', '.join(changed)}. Resume with the processes, batch sizes, `num_mini_batches`, "
-                "`num_ppo_epochs`, seed and rows of the stopped run."
-            )
-
     @property
     def _rollout_file(self) -> str:
         return f"rollout_{self.accelerator.process_index}.safetensors"
@@ -385,7 +377,7 @@ class OnlineTrainer(Trainer, abc.ABC):
         """Runs on every resume, however the weights are sharded."""
         if checkpoint is not None:
             self._resume_folder = Path(checkpoint)
-            self._check_saved_rollout(self._resume_folder)
+            check_saved_rollouts(self._resume_folder, self.plan.fingerprint())
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:

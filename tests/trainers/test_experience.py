@@ -13,7 +13,7 @@ from mmft.engine.packing import Completions
 from mmft.engine.rollout import Samples
 from mmft.errors import ConfigError
 from mmft.trainers.collector import join_samples
-from mmft.trainers.experience import TENSORS, Experience, given, load_experience, load_fingerprint
+from mmft.trainers.experience import TENSORS, Experience, check_saved_rollouts, given, load_experience
 from tests.trainers.support import LENGTH, random_experience
 
 CPU = torch.device("cpu")
@@ -81,9 +81,13 @@ def assert_same(actual: object, expected: object) -> None:
         assert actual == expected
 
 
-def test_a_saved_rollout_remembers_its_plan(tmp_path: Path):
-    random_experience().save(tmp_path / "rollout.safetensors", {"num_rows": 5, "seed": 7})
-    assert load_fingerprint(tmp_path / "rollout.safetensors") == {"num_rows": 5, "seed": 7}
+def test_a_saved_rollout_fits_its_own_plan_and_no_other(tmp_path: Path):
+    check_saved_rollouts(tmp_path, {"num_processes": 1})  # nothing saved, nothing to say
+    for process in range(2):
+        random_experience().save(tmp_path / f"rollout_{process}.safetensors", {"num_processes": 2, "seed": 7})
+    check_saved_rollouts(tmp_path, {"num_processes": 2, "seed": 7})
+    with pytest.raises(ConfigError, match=r"middle of a rollout with num_processes=2 \(now 1\)\. Resume"):
+        check_saved_rollouts(tmp_path, {"num_processes": 1, "seed": 7})
 
 
 def test_a_missing_field_is_named():

@@ -161,15 +161,6 @@ def test_another_plan_cannot_take_over_half_a_rollout(
         trainer.train(resume_from_checkpoint=str(stopped))
 
 
-def test_another_number_of_processes_cannot_take_over_half_a_rollout(
-    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    trainer = make_trainer(tmp_path, **SAVING)
-    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
-    with pytest.raises(ConfigError, match=r"local_groups|num_processes=1 \(now 2\)"):
-        trainer._check_saved_rollout(stopped)
-
-
 def test_half_a_rollout_that_is_gone_is_named(stopped: Path, tmp_path: Path):
     folder = shutil.copytree(stopped, tmp_path / "checkpoint-5")
     (folder / "rollout_0.safetensors").unlink()

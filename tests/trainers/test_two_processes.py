@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmft.engine.actor_critic import HEADS_FILE
 from tests.trainers.support import make_rows, moved, step_rows, trained_weights, without_cache
 from tests.trainers.two_processes import scenario
 
@@ -129,3 +130,30 @@ def test_two_processes_evaluate_every_row_once(folder: Path, tmp_path: Path):
         for name, value in expected.items():
             if name.startswith("eval_"):
                 assert actual[name] == pytest.approx(value, abs=1e-5), name
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+"""What `accelerate launch` sets from configs/accelerate/fsdp2.yaml."""
+
+
+def test_sharded_weights_make_the_update_of_one_process(tmp_path: Path):
+    launch("two_processes_sharded.py", tmp_path, **FSDP)
+    alone = scenario("lora", tmp_path / "alone", 1)
+    alone.train()
+    alone.save_model(str(tmp_path / "alone"))
+    for name in ("adapter_model.safetensors", HEADS_FILE):
+        expected = load_file(tmp_path / "alone" / name)
+        for run in ("whole", "resumed"):
+            actual = load_file(tmp_path / run / name)
+            assert actual.keys() == expected.keys()
+            for key, weight in expected.items():
+                torch.testing.assert_close(actual[key], weight, rtol=0, atol=1e-5, msg=f"{run}: {key}")
+    steps = json.loads((tmp_path / "steps.json").read_text())
+    for mine, theirs in zip(without_cache(steps), without_cache(step_rows(alone)), strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-4)
