@@ -1,7 +1,8 @@
-"""Makes the packaged captioner from nothing: `python -m mmft.tiny.pretrain --output_dir mmft/tiny/captioner`.
+"""Makes the packaged captioner from nothing: `python -m mmft.tiny.pretrain --output_dir runs/pretrain`.
 
-Five lessons of supervised likelihood on endless scenes, all on the CPU. Two processes with one thread each
-are faster than one with two: `OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m mmft.tiny.pretrain`.
+Five lessons of supervised likelihood on endless scenes, on the CPU, a checkpoint after each; the product is
+`<output_dir>/captioner`. On a busy machine two processes with one thread each are faster than one with two:
+`OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m mmft.tiny.pretrain`.
 
     patches  the vision tower alone says for every patch which colour, shape and size it shows
     details  the whole model captions every object with sizes and relations
@@ -58,10 +59,15 @@ class Lesson:
     first_lr: float
     last_lr: float
     terse_share: float = 0.0
+    """Share of the captions that name one object and nothing else; the others are detailed."""
     tower_only: bool = False
+    """No captions: the vision tower alone learns what the probes ask."""
     probes: tuple[str, ...] = tuple(LOOKS)
+    """The patch classes that are asked; beside captions they weigh `PATCH_LOSS_WEIGHT`."""
 
 
+# `places` came of a failure: after 2,500 steps of captions colours, shapes and sizes were right, but whether
+# left or right was a coin flip. After 500 steps of it 96 % of the patches on an object know their relations.
 LESSONS = (
     Lesson("patches", 1000, 3e-3, 1e-3, tower_only=True),
     Lesson("details", 2500, 2e-3, 2e-3),
@@ -117,7 +123,10 @@ def learning_rate(lesson: Lesson, step: int, warmup: int = 50) -> float:
 
 
 def make_optimizers(modules: Iterable[nn.Module]) -> list[Optimizer]:
-    """Muon for the weight matrices inside the transformers, AdamW for everything else."""
+    """Muon for the weight matrices inside the transformers, AdamW for everything else.
+
+    With AdamW for all, the loss of `patches` after 400 steps was 0.52 (at 2e-3) in place of 0.30.
+    """
     named = {name: weight for module in modules for name, weight in module.named_parameters()}
     inner = [weight for name, weight in named.items() if weight.ndim == 2 and "layers" in name]
     chosen = set(map(id, inner))
@@ -231,7 +240,7 @@ def save_captioner(model: LlavaForConditionalGeneration, processor: ProcessorMix
 def main() -> None:
     """Teaches the lessons, writes the captioner, and its record as `pretraining.json` beside the weights."""
     parser = argparse.ArgumentParser(description="Pretrain the packaged captioner.")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/captioner"))
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--batch_size", type=int, default=32, help="over all processes")
     parser.add_argument("--lessons", nargs="+", default=[lesson.name for lesson in LESSONS])
     parser.add_argument("--checkpoint", type=Path, help="weights of the lesson before the first of --lessons")
