@@ -48,19 +48,20 @@ def draw_overview(
         path: of the PNG.
         held_out: as in `draw_curves`.
     """
-    figure = _figure(12.0, max(1.25 * len(samples), 4.0))
-    grid = figure.add_gridspec(max(len(samples), 2), 3, width_ratios=[4.2, 1.0, 4.6])
-    half = max(len(samples), 2) // 2
-    _draw_reward(figure.add_subplot(grid[:half, 0]), history, held_out)
-    _draw_kl(figure.add_subplot(grid[half:, 0]), history)
-    for row, (image, before, after) in enumerate(samples):
-        picture, text = figure.add_subplot(grid[row, 1]), figure.add_subplot(grid[row, 2])
-        picture.axis("off")
-        text.axis("off")
-        if image is not None:
-            picture.imshow(image, interpolation="nearest" if max(image.size) < 100 else "antialiased")
-        _write(text, 0.98, "before", before, GREY)
-        _write(text, 0.48, "after", after, BLUE)
+    figure = _figure(12.0, max(1.2 * len(samples), 5.0))
+    left, right = figure.subfigures(1, 2, width_ratios=[4.4, 5.6])
+    upper, lower = left.subplots(2, 1)
+    _draw_reward(upper, history, held_out)
+    _draw_kl(lower, history)
+    if samples:
+        rows = right.subplots(len(samples), 2, width_ratios=[1.0, 4.6], squeeze=False)
+        for (picture, text), (image, before, after) in zip(rows, samples, strict=True):
+            picture.axis("off")
+            text.axis("off")
+            if image is not None:
+                picture.imshow(image, interpolation="nearest" if max(image.size) < 100 else "antialiased")
+            _write(text, 0.98, "before", before, GREY)
+            _write(text, 0.48, "after", after, BLUE)
     _save(figure, path)
 
 
@@ -101,7 +102,7 @@ def _draw_reward(
     axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
     axes.plot(steps, smoothed(values), color=BLUE, linewidth=2, label="training, sampled")
     if held_out is not None and steps:
-        axes.plot([0, steps[-1]], held_out, "o--", color=ORANGE, linewidth=1, label="held out, greedy")
+        axes.plot([0, steps[-1]], held_out, "o", color=ORANGE, label="held out, greedy: before and after")
     _finish(axes, "reward")
     if steps:
         axes.legend(frameon=False, loc="best", fontsize=9)
