@@ -39,6 +39,22 @@ def first_samples(samples: Samples, count: int) -> tuple[Completions, torch.Tens
     return chosen, samples.logps[take]
 
 
+def with_sibling(completions: Completions) -> Completions:
+    """At least two branches: packing of one alone would not show whether branches see each other.
+
+    A lone completion gets itself read backwards as sibling; what it says is of no account."""
+    if completions.ids.shape[0] > 1:
+        return completions
+    length = int(completions.lengths[0])
+    backwards = completions.ids.clone()
+    backwards[0, :length] = completions.ids[0, :length].flip(0)
+    return Completions(
+        torch.cat([completions.ids, backwards]),
+        completions.mask.repeat(2, 1),
+        completions.prompt_index.repeat(2),
+    )
+
+
 @torch.no_grad()
 def check_head(backbone: Backbone, inputs: PromptInputs) -> None:
     """Our language head must be the model's own: scoring uses ours, packed or plain.
@@ -74,13 +90,14 @@ def verify_packed(
         UnsupportedModelError: not even the plain path would train the policy that the model is.
     """
     check_head(backbone, inputs)
-    completions, sampled = first_samples(samples, 2)
+    drawn, sampled = first_samples(samples, 2)
+    completions = with_sibling(drawn)
     plain = score_plain(backbone, None, [inputs], completions, temperature=temperature, entropies=False).logps
     packed = score_packed(
         backbone, None, [encoding], completions, temperature=temperature, entropies=False
     ).logps
     gap = (packed - plain).abs()[completions.mask]
-    sampler_gap = (sampled - plain).abs()[completions.mask]
+    sampler_gap = (sampled - plain[: len(sampled)]).abs()[drawn.mask]
     statistic, tolerance = _compare(packed[completions.mask], plain[completions.mask], backbone.compute_dtype)
     agrees = statistic <= tolerance  # False for NaN as well
     reason = (

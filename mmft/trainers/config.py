@@ -38,6 +38,10 @@ class OnlineConfig(TrainingArguments):
     temperature: float = field(default=1.0, metadata={"help": "Of the policy, in sampling and in scoring."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampler; 1 keeps every token."})
     top_k: int = field(default=0, metadata={"help": "Tokens the sampler keeps; 0 keeps all."})
+    eval_temperature: float = field(
+        default=0.0,
+        metadata={"help": "Of held-out completions; 0 is greedy, `temperature` shows the policy."},
+    )
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward function; all 1 if unset."}
     )
@@ -56,6 +60,8 @@ class OnlineConfig(TrainingArguments):
         for name in ("num_ppo_epochs", "num_mini_batches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` must be >= 1; got {getattr(self, name)}.")
+        if self.eval_temperature < 0:
+            raise ConfigError(f"`eval_temperature` must be >= 0; got {self.eval_temperature}. 0 is greedy.")
         if self.temperature == 0:
             raise ConfigError(
                 "`temperature` must be > 0 in training; got 0. A greedy policy explores nothing."

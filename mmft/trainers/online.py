@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from torch.utils.data import DataLoader
 
+EVALUATION = -1
+"""The number of the rollout whose noise held-out completions are drawn with."""
 Rows: TypeAlias = "PromptDataset | Dataset | Sequence[Mapping[str, Any]]"
 
 
@@ -283,13 +285,15 @@ class OnlineTrainer(Trainer, abc.ABC):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Decodes one greedy completion per held-out row; reports the mean of every reward."""
+        """Decodes one completion per held-out row; reports the mean of every reward.
+
+        Sampled ones (`eval_temperature` > 0) draw the same noise each time, so that evaluations of one run
+        differ by their policies alone."""
         dataset = self.eval_dataset if eval_dataset is None else _as_prompts(eval_dataset, "eval")
         if dataset is None:
             raise ConfigError("`eval_dataset` is missing; `evaluate` needs held-out rows.")
-        params = SamplingParams(
-            num_generations=1, max_completion_length=self.args.max_completion_length, temperature=0
-        )
+        length, temperature = self.args.max_completion_length, self.args.eval_temperature
+        params = SamplingParams(num_generations=1, max_completion_length=length, temperature=temperature)
         process, count = self.accelerator.process_index, self.accelerator.num_processes
         size = self.args.per_device_eval_batch_size
         samples: list[dict[str, Any]] = []
@@ -303,7 +307,7 @@ class OnlineTrainer(Trainer, abc.ABC):
                 judged = self.collector.judge(
                     [dataset[i] for i in indices],
                     params,
-                    None,
+                    sample_noise(self.args.seed, EVALUATION, indices, length) if temperature else None,
                     rewards=self.eval_suite,
                     trainer_state=self.state,
                 )

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from mmft.engine import scoring, verify
+from mmft.engine.packing import Completions
 from mmft.engine.rollout import Samples
 from mmft.engine.sampling import SamplingParams, sample_noise
 from mmft.engine.scoring import Scores
-from mmft.engine.verify import Verification, check_head, first_samples, verify_packed
+from mmft.engine.verify import Verification, check_head, first_samples, verify_packed, with_sibling
 from mmft.errors import UnsupportedModelError
 from mmft.models.backbone import make_backbone
 from mmft.models.prompts import PromptInputs
@@ -164,3 +165,12 @@ def test_a_head_that_does_more_than_ours_is_refused(monkeypatch: pytest.MonkeyPa
             draw("llava"),
             0.9,
         )
+
+
+def test_a_lone_completion_is_verified_beside_a_sibling() -> None:
+    ids, mask = torch.tensor([[5, 6, 7, 0]]), torch.tensor([[True, True, True, False]])
+    both = with_sibling(Completions(ids, mask, torch.tensor([0])))
+    assert both.ids.tolist() == [[5, 6, 7, 0], [7, 6, 5, 0]]
+    assert both.mask.tolist() == [[True, True, True, False]] * 2
+    assert both.prompt_index.tolist() == [0, 0]
+    assert with_sibling(both) is both
