@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
@@ -279,6 +280,7 @@ def make_backbone(
     if peft_config is not None:
         from peft import get_peft_model
 
-        model = get_peft_model(unwrap(model), peft_config)
+        # PEFT writes into the config what it found in this model ("all-linear" becomes a list of names).
+        model = get_peft_model(unwrap(model), copy.deepcopy(peft_config))
     apply_freeze_rules(model, trainable)
     return Backbone(model, processor)

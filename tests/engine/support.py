@@ -33,10 +33,6 @@ RAGGED_LENGTHS = ((6, 1, 4), (1, 1), (5, 2, 6, 3))
 """Tokens of each completion, prompt by prompt."""
 
 
-PEFT_WARNING = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-"""PEFT 0.21 still reads the old name of a transformers attribute."""
-
-
 def stub_processor(**tokenizer: Any) -> Any:
     """All that a backbone wants from a processor where nothing is processed."""
     names = {"eos_token_id": EOS_ID, "pad_token_id": PAD_ID, "convert_tokens_to_ids": lambda token: None}

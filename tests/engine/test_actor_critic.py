@@ -17,18 +17,17 @@ from mmft.models.backbone import make_backbone
 from tests import zoo
 from tests.engine.support import (
     EVERY_FAMILY,
-    PEFT_WARNING,
     lora,
     make_actor_critic,
     perturb_critic,
     ragged_case,
 )
 
-pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 TRAININGS: dict[str, dict[str, Any]] = {
     "lora": {"peft_config": lora()},
     "language": {"trainable": ("language",)},
     "everything": {"trainable": ("vision", "projector", "language")},
+    "lora_everywhere": {"peft_config": lora(target_modules="all-linear")},
     "lora_and_projector": {"peft_config": lora(), "trainable": ("projector",)},
     "lora_and_saved_head": {"peft_config": lora(modules_to_save=["lm_head"])},
 }

@@ -13,7 +13,6 @@ from mmft.engine.scoring import Scores
 from tests import zoo
 from tests.engine.support import (
     EVERY_FAMILY,
-    PEFT_WARNING,
     Case,
     lora,
     make_actor_critic,
@@ -21,7 +20,6 @@ from tests.engine.support import (
     slow_scores,
 )
 
-pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 TRAININGS: dict[str, dict[str, Any]] = {
     "lora": {"peft_config": lora()},
     "language": {"trainable": ("language",)},

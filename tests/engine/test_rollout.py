@@ -19,7 +19,6 @@ from mmft.models.prompts import PromptInputs
 from tests import zoo
 from tests.engine.support import (
     EVERY_FAMILY,
-    PEFT_WARNING,
     Case,
     assert_same_scores,
     frozen_actor_critic,
@@ -189,6 +188,20 @@ def test_ended_completions_keep_their_end_token_and_nothing_after_it(text_batche
 
 
 @pytest.mark.usefixtures("script")
+@torch.no_grad()
+def test_any_end_token_of_the_model_ends_a_completion() -> None:
+    model, case = zoo.build_model("llava"), ragged_case("llava").only(0)
+    model.generation_config.eos_token_id = [EOS_ID, 277, 278]
+    actor_critic = make_actor_critic(model)
+    tokens = scripted(3, 99, 5)
+    tokens[0, 2], tokens[1, 1] = 277, 278
+    samples = actor_critic.sample(case.encodings(actor_critic.backbone), PARAMS, tokens)
+    assert samples.completions.lengths.tolist() == [3, 2, 5]
+    assert samples.ended.all()
+    assert_samples_hold_their_scores(actor_critic, case, samples)
+
+
+@pytest.mark.usefixtures("script")
 @pytest.mark.parametrize(("lengths", "forwards"), [((1, 1, 1), 1), ((3, 2, 1), 3), ((99, 1, 1), LENGTH)])
 @torch.no_grad()
 def test_sampling_stops_with_the_last_open_completion(
@@ -260,7 +273,6 @@ def test_a_sample_does_not_depend_on_how_many_siblings_it_has(count: int) -> Non
     assert torch.equal(few.completions.ids, many.completions.ids[:count, :width])
 
 
-@pytest.mark.filterwarnings(PEFT_WARNING)
 @torch.no_grad()
 def test_training_mode_with_dropout_and_checkpointing_samples_like_evaluation_mode() -> None:
     case = ragged_case("llava")
@@ -276,7 +288,6 @@ def test_training_mode_with_dropout_and_checkpointing_samples_like_evaluation_mo
     assert [module.training for module in actor_critic.modules()] == modes
 
 
-@pytest.mark.filterwarnings(PEFT_WARNING)
 @pytest.mark.parametrize("peft_config", [None, lora()])
 @torch.no_grad()
 def test_generation_defaults_of_a_checkpoint_do_not_bend_the_policy(peft_config: object) -> None:

@@ -38,7 +38,6 @@ from mmft.models.backbone import load_backbone, make_backbone
 from mmft.models.prompts import PromptInputs
 from tests import zoo
 from tests.engine.support import (
-    PEFT_WARNING,
     assert_same_scores,
     lora,
     make_actor_critic,
@@ -50,7 +49,6 @@ from tests.engine.support import (
 from tests.zoo.families import MROPE, QWEN_TOKENS, QWEN_VISION, TEXT, VISION, WIDTH
 from tests.zoo.vocabulary import EOS_ID, ID, PAD_ID
 
-pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 PICTURE = {"image_size": 16, "patch_size": 8}
 

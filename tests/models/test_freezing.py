@@ -20,9 +20,8 @@ from mmft.models.freezing import (
     trains_before_seam,
 )
 from tests import zoo
-from tests.engine.support import EVERY_FAMILY, PEFT_WARNING, TEXT_ATTENTION, lora, stub_processor
+from tests.engine.support import EVERY_FAMILY, TEXT_ATTENTION, lora, stub_processor
 
-pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 PROJECTORS: dict[str, set[str]] = {
     "llava": {"multi_modal_projector"},
     "llava_onevision": {"multi_modal_projector", "image_newline"},
@@ -143,6 +142,13 @@ def test_adapters_behind_the_seam_keep_encodings_and_those_before_it_do_not() ->
         backbone = make_backbone(zoo.build_model("llava"), stub_processor(), peft_config=config)
         assert trains_before_seam(backbone.base) == expected, target
         assert backbone.caches_encodings != expected
+
+
+def test_the_users_adapter_config_serves_for_another_model() -> None:
+    config = LoraConfig(target_modules="all-linear")
+    for family in ("qwen2_5_vl", "llava"):
+        make_backbone(zoo.build_model(family), stub_processor(), peft_config=config)
+    assert config.target_modules == "all-linear"
 
 
 def test_the_default_is_the_language_part_or_adapters_alone() -> None:
