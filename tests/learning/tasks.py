@@ -1,0 +1,52 @@
+"""Small worlds with a known best policy: eight letters to say, pictures of two colours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmft.engine.actor_critic import VLMActorCritic
+from mmft.models.backbone import make_backbone
+from mmft.trainers.ppo import PPOConfig, PPOTrainer
+from tests import zoo
+from tests.zoo.vocabulary import EOS_ID, FIRST_TEXT_ID, VOCAB_SIZE
+
+LETTERS = "abcdefgh"
+LETTER_IDS = [FIRST_TEXT_ID + ord(letter) for letter in LETTERS]
+
+
+def picture(colour: str, generator: np.random.Generator) -> Image.Image:
+    """Mostly red or mostly blue, never twice the same."""
+    pixels = generator.integers(0, 120, (32, 32, 3), dtype=np.uint8)
+    pixels[..., 0 if colour == "red" else 2] += 135
+    return Image.fromarray(pixels)
+
+
+def colour_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """As many red as blue pictures, with their colour as a column."""
+    generator = np.random.default_rng(seed)
+    colours = ["red", "blue"] * (count // 2)
+    return [{"image": picture(colour, generator), "prompt": "?", "colour": colour} for colour in colours]
+
+
+def make_learner(
+    folder: Path, reward: Any, rows: list[dict[str, Any]], eval_rows: list[dict[str, Any]], **settings: Any
+) -> PPOTrainer:
+    """A LLaVA of a few thousand random weights whose language model learns all of them."""
+    defaults = {
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+        "lr_scheduler_type": "constant",
+        "per_device_eval_batch_size": 16,
+        "seed": 1,
+    }
+    args = PPOConfig(output_dir=str(folder), **(defaults | settings))
+    backbone = make_backbone(zoo.build_model("llava", seed=1), zoo.build_processor("llava"))
+    backbone.forbidden_ids = frozenset(range(VOCAB_SIZE)) - {*LETTER_IDS, EOS_ID}
+    actor_critic = VLMActorCritic(backbone, reference=PPOTrainer.needs_reference(args))
+    return PPOTrainer(actor_critic, reward, args, rows, eval_rows)
