@@ -6,7 +6,9 @@ exit with 1; remarks are good to know.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -137,8 +139,9 @@ def try_one_group(
     config: RunConfig, backbone: Backbone, rewards: Rewards, rows: PromptDataset, findings: Findings
 ) -> None:
     """Samples, judges and scores the completions of the first row, with a backward pass and no update."""
-    args = config.training
-    trainer = PPOTrainer(backbone, rewards.optimised, args, rows, None, eval_funcs=rewards.reported)
+    with tempfile.TemporaryDirectory() as folder:  # the Trainer makes its output folder at once
+        args = dataclasses.replace(config.training, output_dir=folder)
+        trainer = PPOTrainer(backbone, rewards.optimised, args, rows, None, eval_funcs=rewards.reported)
     noise = sample_noise(args.seed, 0, range(args.num_generations), args.max_completion_length)
     judged = trainer.collector.judge([rows[0]], args.sampling_params(), noise, rewards=trainer.eval_suite)
     show_lengths(trainer, judged, findings)

@@ -23,7 +23,8 @@ def quiet_libraries() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    # PEFT looks for the base model's config on the hub to compare vocabularies, which adapters here never change.
+    # PEFT looks for the base model's config on the hub to compare vocabularies; the packaged one is not there.
+    warnings.filterwarnings("ignore", message="Unable to fetch remote file due to the following error")
     warnings.filterwarnings("ignore", message="Could not find a config file in mmft/")
 
 

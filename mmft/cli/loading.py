@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from mmft.config import DataConfig, RunConfig, ScriptConfig
 from mmft.data.rows import PromptDataset, load_split
-from mmft.errors import ConfigError, DataError
+from mmft.errors import ConfigError, DataError, UnsupportedModelError
 from mmft.models.backbone import Backbone, load_backbone, make_backbone
 from mmft.models.freezing import parameter_parts
 from mmft.models.seam import find_text_model
@@ -173,7 +173,9 @@ def _load_base(run: RunConfig, name: str) -> Backbone:
             attn_implementation=run.model.attn_implementation,
             **options,
         )
-    except OSError as error:  # what transformers raises for names and folders that hold no model
+    except (ConfigError, UnsupportedModelError):
+        raise
+    except (OSError, ValueError) as error:  # what transformers raises for names and folders without a model
         raise ConfigError(f"`model_name_or_path` {name!r} cannot be loaded: {error}") from error
 
 

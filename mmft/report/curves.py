@@ -49,7 +49,8 @@ def draw_overview(
         held_out: as in `draw_curves`.
     """
     figure = _figure(12.0, max(1.2 * len(samples), 5.0))
-    left, right = figure.subfigures(1, 2, width_ratios=[4.4, 5.6])
+    halves: Any = figure.subfigures(1, 2, width_ratios=[4.4, 5.6])
+    left, right = halves
     upper, lower = left.subplots(2, 1)
     _draw_reward(upper, history, held_out)
     _draw_kl(lower, history)
