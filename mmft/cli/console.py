@@ -23,7 +23,7 @@ def quiet_libraries() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    # PEFT looks for the base model's config on the hub to compare vocabularies; the packaged one is not there.
+    # PEFT compares vocabularies with the base model's config on the hub, where the packaged one is not.
     warnings.filterwarnings("ignore", message="Unable to fetch remote file due to the following error")
     warnings.filterwarnings("ignore", message="Could not find a config file in mmft/")
 
