@@ -94,13 +94,10 @@ def test_the_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch, trains: b
     head.projection.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     logps, _ = token_log_probs(hidden, ids, head)
     assert sizes == [3, 3, 3, 2]
-    saved: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        token_log_probs(hidden, ids, head)
-    # Neither (tokens, vocabulary) nor any chunk of it is kept for the backward.
-    assert max(saved, default=0) <= max(TOKENS * WIDTH, VOCAB * WIDTH)
-    assert TOKENS * VOCAB > VOCAB * WIDTH
+    sizes.clear()
     logps.sum().backward()
+    # Chunks of a head that trains are not kept but computed again; a frozen head has its gradient already.
+    assert sorted(sizes) == ([2, 3, 3, 3] if trains else [])
 
 
 @pytest.mark.parametrize("trains", [False, True])
