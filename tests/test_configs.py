@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
+import trl
 import yaml
 
+from mmft import trl_bridge
 from mmft.config import parse_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -46,3 +49,40 @@ def test_accelerate_reads_a_launch_config(path: Path):
 
 def test_there_is_a_launch_config_for_each_way_to_shard():
     assert {path.stem for path in LAUNCHES} == {"ddp", "fsdp2", "zero3"}
+
+
+def imports_trl(path: Path) -> bool:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if any(name == "trl" or name.startswith("trl.") for name in names):
+            return True
+    return False
+
+
+def test_trl_is_imported_in_one_place_and_by_public_names():
+    sources = (CONFIGS.parent / "mmft").rglob("*.py")
+    assert [path.stem for path in sources if imports_trl(path)] == ["trl_bridge"]
+    assert set(trl_bridge.__all__) <= set(dir(trl))
+    with pytest.raises(AttributeError, match="no attribute 'PPOTrainer'; it passes on ModelConfig"):
+        _ = trl_bridge.PPOTrainer
+
+
+def test_rewards_may_be_mappings_in_a_config_and_on_the_command_line(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "output_dir: x\nreward_funcs:\n- {name: captioning, alpha: 2}\n- bleu\nlearning_rate: 1e-5\n"
+    )
+    argv = [
+        "--config",
+        str(path),
+        "--eval_funcs",
+        "{name: captioning, beta: 0}",
+        "--rename_columns",
+        "{a: b}",
+    ]
+    run = parse_run("ppo", [*argv, "--use_cpu"])
+    assert run.script.reward_funcs == [{"name": "captioning", "alpha": 2}, "bleu"]
+    assert run.script.eval_funcs == [{"name": "captioning", "beta": 0}]
+    assert run.script.rename_columns == {"a": "b"}
+    assert run.training.learning_rate == 1e-5
