@@ -71,6 +71,7 @@ def test_a_policy_learns_to_name_what_it_sees(seed: int, tmp_path: Path):
     assert trainer.evaluate(with_other_pictures(rows, every=1))["eval_reward"] <= 0.05
 
 
+@pytest.mark.slow
 def test_credit_finds_the_tokens_that_paid(tmp_path: Path):
     trainer = make_learner(
         tmp_path,

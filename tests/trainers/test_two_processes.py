@@ -20,6 +20,8 @@ from mmft.engine.actor_critic import HEADS_FILE
 from tests.trainers.support import make_rows, moved, step_rows, trained_weights, without_cache
 from tests.trainers.two_processes import scenario
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 400
 """Seconds after which two processes that wait for each other are a failure."""

@@ -94,8 +94,10 @@ def test_values_are_those_of_the_critic_when_it_sampled(tmp_path: Path):
     torch.testing.assert_close(values, experience.values)
 
 
-def test_log_probs_of_the_rollout_are_drawn_without_dropout(tmp_path: Path):
+@pytest.mark.parametrize("packed", [True, False])
+def test_log_probs_of_the_rollout_are_drawn_without_dropout(packed: bool, tmp_path: Path):
     trainer = trained(tmp_path, lora_dropout=0.5, max_steps=4)
+    trainer.actor_critic.packed = packed  # the plain path scores once more what it sampled
     trainer.actor_critic.train()
     experience = trainer.collect(1)
     assert trainer.actor_critic.training
