@@ -75,6 +75,7 @@ def summarize(trainer: PPOTrainer, outcome: Outcome) -> dict[str, Any]:
         "before": outcome.before.means if outcome.before else None,
         "after": outcome.after.means if outcome.after else None,
         "held_out_rows": len(outcome.after.samples) if outcome.after else 0,
+        "eval_temperature": trainer.args.eval_temperature,
         "steps": trainer.state.global_step,
         "wall_seconds": round(outcome.seconds, 2),
         "packed": bool(verification and verification.packed),

@@ -49,7 +49,7 @@ PACKAGED_USAGE = "from mmft.tiny import captioner_path  # the base model ships w
 SHOWN_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs", "num_generations",
-    "max_completion_length", "temperature", "kl_coef", "kl_estimator", "gamma", "lam", "use_peft", "lora_r",
+    "max_completion_length", "temperature", "eval_temperature", "kl_coef", "kl_estimator", "gamma", "lam", "use_peft", "lora_r",
     "lora_alpha", "seed",
 )  # fmt: skip
 
@@ -101,7 +101,9 @@ def _results(facts: CardFacts) -> str:
     if not facts.changes:
         return ""
     rows = [f"| {change.label} | {change.before:.3f} | {change.after:.3f} |" for change in facts.changes]
-    head = ["## Results", "", f"Means over {facts.num_rows} held-out rows, greedy decoding.", ""]
+    temperature = facts.settings.get("eval_temperature", 0)
+    decoded = f"sampled at temperature {temperature:g}" if temperature else "decoded greedily"
+    head = ["## Results", "", f"Means over {facts.num_rows} held-out rows, {decoded}.", ""]
     return "\n".join([*head, "| measure | before | after |", "|---|---|---|", *rows, ""])
 
 

@@ -54,3 +54,9 @@ def test_a_run_without_held_out_rows_has_no_table():
 def test_a_folder_is_no_base_model_of_the_hub():
     card = model_card(dataclasses.replace(FACTS, base="/data/model"))
     assert "base_model" not in yaml.safe_load(card.split("---")[1])
+
+
+def test_the_card_says_how_held_out_completions_were_chosen():
+    assert "12 held-out rows, greedy decoding." in model_card(FACTS)
+    drawn = dataclasses.replace(FACTS, settings={"eval_temperature": 0.7})
+    assert "12 held-out rows, one completion each, drawn at temperature 0.7." in model_card(drawn)
