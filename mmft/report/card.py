@@ -49,8 +49,8 @@ PACKAGED_USAGE = "from mmft.tiny import captioner_path  # the base model ships w
 SHOWN_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs", "num_generations",
-    "max_completion_length", "temperature", "eval_temperature", "kl_coef", "kl_estimator", "gamma", "lam", "use_peft", "lora_r",
-    "lora_alpha", "seed",
+    "max_completion_length", "temperature", "eval_temperature", "kl_coef", "kl_estimator", "gamma", "lam",
+    "use_peft", "lora_r", "lora_alpha", "seed",
 )  # fmt: skip
 
 
