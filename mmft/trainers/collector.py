@@ -18,7 +18,7 @@ from mmft.engine.packing import Completions
 from mmft.engine.prompt_encoder import PromptEncoder
 from mmft.engine.rollout import Samples
 from mmft.engine.sampling import SamplingParams
-from mmft.engine.verify import Verification, verify_packed
+from mmft.engine.verify import Verification, check_head, verify_packed
 from mmft.estimators.rewards import judged_mask
 from mmft.trainers.experience import Experience, load_experience
 from mmft.trainers.metric_log import MetricLog
@@ -146,11 +146,12 @@ class Collector:
 
     def _verify(self, row: PromptRow, samples: Samples, temperature: float) -> None:
         """Trusts packed scoring only after the model's own forward agreed; every process decides the same."""
+        inputs = self.encoder.inputs(row)
         if not self.actor_critic.packed:
+            check_head(self.backbone, inputs)
             reason = self.backbone.why_not_packed() or "the plain path was asked for"
             self.verification = Verification(packed=False, reason=reason)
             return
-        inputs = self.encoder.inputs(row)
         with torch.no_grad():
             encoding = self.backbone.encode(inputs)
         verification = verify_packed(self.backbone, inputs, encoding, samples, temperature)

@@ -117,7 +117,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     for r in results:
         seconds, memory = r["seconds"], r["memory"]
         rows.append((
-            r["shape"], str(r["G"]), str(r["prompt_tokens"]), f"{seconds['trl']:.2f}", f"{seconds['mmft']:.2f}",
+            r["shape"], str(r["G"]), str(r["prompt_tokens"]),
+            f"{seconds['trl']:.2f}", f"{seconds['mmft']:.2f}",
             f"{r['speedup']:.1f}x", f"{memory['trl']:.0f}", f"{memory['mmft']:.0f}", f"{r['floor']:.2f}",
             f"{r['over_floor']:.2f}x", f"{r['reward_share']:.2%}",
         ))  # fmt: skip
@@ -133,17 +134,18 @@ def report(results: Sequence[dict[str, Any]]) -> str:
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, TRL {trl.__version__}"
     return f"""# Measured
 
-{date.today().isoformat()}, {machine}, {versions}. `make bench` writes this file.
+{date.today().isoformat()}, {machine}, {versions}.
+`make bench` writes this file.
 
 One training step of TRL's `GRPOTrainer` and of `PPOTrainer` with its critic: {NUM_PROMPTS} prompts with one new
 picture each, G completions of {COMPLETION_TOKENS} tokens, LoRA r=16 on the language model's attention, KL to
-the reference, captioning reward, one optimizer step per rollout. Random weights, about 40M parameters. Medians
-over alternating runs; peak memory is above what was resident before training began.
+the reference, captioning reward, one optimizer step per rollout. Random weights, about 40M parameters.
+Medians over alternating runs; peak memory is above what was resident before training began.
 
 {table(results)}
 
 The floor is the arithmetic of `floor.py` over the machine's fp32 matrix-product rate, measured in the same
-run ({rates} GFLOP/s). The reward share is `CaptioningReward` on captions of 20 words, five references each.
+run ({rates} GFLOP/s). The reward share is `CaptioningReward` on captions of 20 words, 5 references each.
 """
 
 
