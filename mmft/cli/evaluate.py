@@ -18,7 +18,7 @@ EVALUATION_FILE = "evaluation.json"
 
 
 def run(config: RunConfig) -> int:
-    """Decodes every row greedily, judges it, writes JSON and prints the means."""
+    """Answers every row as `eval_temperature` says, judges it, writes JSON and prints the means."""
     script = config.script
     rewards = load_rewards(script)
     rows = split_to_score(script)

@@ -57,6 +57,6 @@ def test_a_folder_is_no_base_model_of_the_hub():
 
 
 def test_the_card_says_how_held_out_completions_were_chosen():
-    assert "12 held-out rows, greedy decoding." in model_card(FACTS)
+    assert "12 held-out rows, decoded greedily." in model_card(FACTS)
     drawn = dataclasses.replace(FACTS, settings={"eval_temperature": 0.7})
-    assert "12 held-out rows, one completion each, drawn at temperature 0.7." in model_card(drawn)
+    assert "12 held-out rows, sampled at temperature 0.7." in model_card(drawn)
