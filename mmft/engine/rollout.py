@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicCache
 
+from mmft.engine.kv_cache import fan_out
 from mmft.engine.log_probs import log_probs_from_logits
 from mmft.engine.packing import Completions, decode_visibility, prompt_visibility
 from mmft.engine.sampling import SamplingParams, choose
@@ -99,7 +100,7 @@ def sample_packed(
         visual_mask=batch.visual_mask,
         deepstack=batch.deepstack,
     )[:, -1]
-    cache.batch_repeat_interleave(params.num_generations)
+    fan_out(cache, params.num_generations, room=params.max_completion_length)
     hidden = hidden.repeat_interleave(params.num_generations, 0)
     batch = repeat_groups(batch, params.num_generations)
     streams = torch.arange(hidden.shape[0], device=hidden.device)
@@ -107,7 +108,7 @@ def sample_packed(
         len(streams), params.max_completion_length, backbone.end_ids, backbone.pad_id, hidden.device
     )
     for step in range(params.max_completion_length):
-        logits = head(hidden).div_(params.policy_temperature)
+        logits = head.for_decoding(hidden).div_(params.policy_temperature)
         ids = choose(
             logits,
             None if noise is None else noise[streams.cpu(), step],

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 FORBIDDEN = -1e30
 """Logit of a token that cannot be said: its probability is 0, and 0 * -1e30 is 0 where 0 * -inf is NaN."""
 
+FEW_ROWS = 32
+"""Up to so many positions at once the head takes as long as reading its weights."""
+
 
 class LanguageHead:
     """The language-model head as the policy's distribution: softmax over every token that may be said.
@@ -47,6 +50,15 @@ class LanguageHead:
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return self.forbid_(logits)
+
+    @torch.no_grad()
+    def for_decoding(self, hidden: Tensor) -> Tensor:
+        """The same logits, for the few rows of a decoding step."""
+        weight = self.weight
+        if weight is None or hidden.device.type != "cpu" or len(hidden) > FEW_ROWS:
+            return self(hidden)
+        # Bound by reading W: computed as W h', whose rows the CPU's matrix product splits over its threads.
+        return self.forbid_((weight @ hidden.to(weight.dtype).T).T.contiguous().float())
 
     def forbid_(self, logits: Tensor) -> Tensor:
         """Takes the placeholder tokens out of the distribution, in place."""

@@ -60,6 +60,23 @@ def step_flops(model: PreTrainedModel, shape: StepShape) -> dict[str, float]:
     }
 
 
+def decode_bytes(model: PreTrainedModel, shape: StepShape) -> float:
+    """Bytes of fp32 weights that decoding has to read: all of the language model once per token position."""
+    weights = _linear_weights(find_text_model(model)) + model.get_output_embeddings().weight.numel()
+    return 4.0 * weights * (shape.completion_tokens - 1)
+
+
+def read_rate(megabytes: int = 256, repeats: int = 6) -> float:
+    """Bytes per second of summing a tensor that no cache holds; the best of several."""
+    values = torch.ones(megabytes * 2**18)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        values.sum()
+        best = min(best, time.perf_counter() - start)
+    return 4 * values.numel() / best
+
+
 def matmul_rate(size: int = 1536, repeats: int = 6) -> float:
     """FLOP per second of a large fp32 matrix product with this process's threads; the best of several."""
     left, right = torch.randn(size, size), torch.randn(size, size)

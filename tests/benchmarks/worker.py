@@ -25,7 +25,7 @@ from tests.benchmarks.models import build, build_rows
 NUM_PROMPTS = 2
 COMPLETION_TOKENS = 24
 KL_COEF = 0.05
-WARM_UP, MEASURED = 1, 3
+WARM_UP, MEASURED = 1, 2
 
 
 class StepClock(TrainerCallback):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmft.models.heads import LanguageHead, ValueHead
+from mmft.models.heads import FEW_ROWS, FORBIDDEN, LanguageHead, ValueHead
 
 
 def frozen_linear(bias: bool = False) -> nn.Linear:
@@ -69,3 +69,15 @@ def test_values_are_float32_and_not_rounded_by_mixed_precision() -> None:
         assert torch.equal(head(hidden), head(hidden.float()))
         torch.testing.assert_close(head(hidden), expected, atol=1e-5, rtol=0)
     assert head(hidden.to(torch.bfloat16)).dtype == torch.float32
+
+
+def test_decoding_gets_the_logits_of_the_projection() -> None:
+    projection = nn.Linear(8, 50, bias=False).requires_grad_(False)
+    head = LanguageHead(projection, None, frozenset({3}))
+    hidden = torch.randn(FEW_ROWS + 1, 8)
+    with torch.no_grad():
+        whole, few = head(hidden), head.for_decoding(hidden[:FEW_ROWS])
+        assert torch.equal(head.for_decoding(hidden), whole)
+    assert few.is_contiguous()
+    torch.testing.assert_close(few, whole[:FEW_ROWS])
+    assert (few[:, 3] == FORBIDDEN).all()
