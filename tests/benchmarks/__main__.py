@@ -142,10 +142,10 @@ def report(results: Sequence[dict[str, Any]]) -> str:
 {date.today().isoformat()}, {machine}, {versions}.
 `make bench` writes this file.
 
-One training step of TRL's `GRPOTrainer` and of `PPOTrainer` with its critic: {NUM_PROMPTS} prompts with one new
-picture each, G completions of {COMPLETION_TOKENS} tokens, LoRA r=16 on the language model's attention, KL to
-the reference, captioning reward, one optimizer step per rollout. Random weights, about 40M parameters.
-Medians over alternating runs; peak memory is above what was resident before training began.
+One training step of TRL's `GRPOTrainer` and of `PPOTrainer` with its critic: {NUM_PROMPTS} prompts with one
+new picture each, G completions of {COMPLETION_TOKENS} tokens, LoRA r=16 on the language model's attention, KL
+to the reference, captioning reward, one optimizer step per rollout. Random weights, about 40M parameters.
+Medians; systems alternate; peak memory is above what was resident before training began.
 
 {table(results)}
 
