@@ -22,29 +22,15 @@ pytestmark = pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji pictures a
 @pytest.mark.slow
 def test_ppo_after_a_warm_start_raises_the_validation_reward(tmp_path: Path):
     warm, trained = tmp_path / "sft", tmp_path / "ppo"
-    rows = ["--dataset_data_dir", str(EMOJI), "--max_eval_rows", "48", "--use_cpu"]
-    sft = [
-        "--config",
-        str(ROOT / "configs" / "emoji_sft.yaml"),
-        "--max_steps",
-        "80",
-        "--max_train_rows",
-        "300",
-    ]
-    sft += ["--completion_choice", "first", "--per_device_train_batch_size", "16", "--learning_rate", "1e-3"]
-    assert main(["sft", *sft, *rows, "--output_dir", str(warm)]) == 0
+    rows = ["--dataset_data_dir", str(EMOJI), *"--max_train_rows 300 --max_eval_rows 48 --use_cpu".split()]
+    recipe = ["sft", "--config", str(ROOT / "configs" / "emoji_sft.yaml"), "--output_dir", str(warm)]
+    short = "--max_steps 240 --completion_choice first --per_device_train_batch_size 16 --learning_rate 2e-3"
+    assert main([*recipe, *rows, *short.split()]) == 0
     losses = json.loads((warm / "summary.json").read_text())
     assert losses["after"]["loss"] < 0.6 * losses["before"]["loss"]
 
-    ppo = [
-        "--config",
-        str(ROOT / "configs" / "emoji_ppo.yaml"),
-        "--max_steps",
-        "24",
-        "--max_train_rows",
-        "300",
-    ]
-    assert main(["ppo", *ppo, *rows, "--model_name_or_path", str(warm), "--output_dir", str(trained)]) == 0
+    recipe = ["ppo", "--config", str(ROOT / "configs" / "emoji_ppo.yaml"), "--output_dir", str(trained)]
+    assert main([*recipe, *rows, "--max_steps", "40", "--model_name_or_path", str(warm)]) == 0
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["packed"]
     assert summary["after"]["reward"] > 1.1 * summary["before"]["reward"] > 0
