@@ -136,7 +136,7 @@ class VLMActorCritic(nn.Module):
         adapters_off = backbone.without_adapters() if backbone.has_adapters else contextlib.nullcontext()
         if not self._frozen_copy and not backbone.has_adapters:
             raise UnsupportedModelError("the model was built with `reference=False` and has no adapters")
-        with _evaluating(backbone.model), adapters_off:
+        with evaluating(backbone.model), adapters_off:
             yield backbone
 
     @torch.no_grad()
@@ -151,7 +151,7 @@ class VLMActorCritic(nn.Module):
         """Draws completions; greedy without noise."""
         backbone = self.backbone
         # In training mode dropout would act, and gradient checkpointing takes the cache away.
-        with _evaluating(backbone.model):
+        with evaluating(backbone.model):
             if not self.packed:
                 return sample_plain(backbone, _raw_prompts(prompts), params, noise)
             encoded = [backbone.encode(p) if isinstance(p, PromptInputs) else p for p in prompts]
@@ -225,7 +225,7 @@ def _frozen_copy(backbone: Backbone) -> Backbone:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and afterwards each module's own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()

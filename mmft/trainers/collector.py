@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmft.data.rows import PromptDataset
-from mmft.engine.actor_critic import Prompts, VLMActorCritic
+from mmft.engine.actor_critic import Prompts, VLMActorCritic, evaluating
 from mmft.engine.judging import Judgement, RewardSuite
 from mmft.engine.packing import Completions
 from mmft.engine.prompt_encoder import PromptEncoder
@@ -103,7 +103,7 @@ class Collector:
         """Draws completions for the rows and scores them; greedy without noise.
 
         `batch_size` bounds the completions that are decoded together."""
-        with _evaluating(self.actor_critic), self.autocast():
+        with evaluating(self.actor_critic), self.autocast():
             prompts, samples = self.actor_critic.within_forward(
                 lambda: self._draw(rows, params, noise, batch_size)
             )
@@ -197,7 +197,7 @@ class Collector:
             values=samples.values,
         )
         updates: dict[str, Tensor] = {}
-        with _evaluating(self.actor_critic), self.autocast(), torch.no_grad():
+        with evaluating(self.actor_critic), self.autocast(), torch.no_grad():
             if not self.actor_critic.packed or self.backbone.compute_dtype not in FULL_PRECISION:
                 with self.metrics.timed("rescoring"):
                     updates |= self._rescore(experience, temperature, size)
@@ -252,7 +252,7 @@ class Collector:
                 self._verify(rows[0], samples, temperature)
             return self.prepare_prompts(rows)
 
-        with _evaluating(self.actor_critic), self.autocast():
+        with evaluating(self.actor_critic), self.autocast():
             return Experience(prompts=self.actor_critic.within_forward(prepare), **saved)
 
 
@@ -288,14 +288,3 @@ def _split(completions: Completions, num_rows: int) -> list[list[list[int]]]:
     ):
         rows[index].append(ids[:length])
     return rows
-
-
-@contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Dropout off for the block: rollouts are drawn from the policy, not from a thinned copy of it."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)
