@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from rewards.bleu import bleu_reward, sentence_bleu
     from rewards.captioning import CaptioningReward
     from rewards.checks import check_reward
+    from rewards.clip_score import ClipScore, RefClipScore
     from rewards.detail import caption_detail, detail_reward
     from rewards.length import excess_length, length_penalty
     from rewards.text import completion_text
 
 __all__ = [
     "CaptioningReward",
+    "ClipScore",
+    "RefClipScore",
     "bleu_reward",
     "caption_detail",
     "check_reward",
@@ -32,6 +35,8 @@ __all__ = [
 
 _HOME = {
     "CaptioningReward": "rewards.captioning",
+    "ClipScore": "rewards.clip_score",
+    "RefClipScore": "rewards.clip_score",
     "bleu_reward": "rewards.bleu",
     "caption_detail": "rewards.detail",
     "check_reward": "rewards.checks",
