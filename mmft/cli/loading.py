@@ -19,7 +19,7 @@ from mmft.models.backbone import Backbone, load_backbone, make_backbone
 from mmft.models.freezing import parameter_parts
 from mmft.models.seam import find_text_model
 from mmft.resolve import resolve_rewards
-from mmft.tiny import CAPTIONER_NAME, SCENES_NAME, captioner_path, load_scenes
+from mmft.tiny import SCENES_NAME, load_scenes
 from mmft.trl_bridge import get_peft_config, get_quantization_config
 from mmft.types import RewardFunction
 
@@ -91,11 +91,6 @@ def held_out_prompts(script: DataConfig) -> PromptDataset | None:
     )
 
 
-def model_path(name: str) -> str:
-    """Where `from_pretrained` finds a model: built-in names become folders."""
-    return captioner_path() if name == CAPTIONER_NAME else name
-
-
 def load_policy(run: RunConfig, *, train: bool, keep_base: bool = False) -> Backbone:
     """The model of a run with its adapters and freeze rules; without `train` nothing in it trains.
 
@@ -122,7 +117,9 @@ def load_policy(run: RunConfig, *, train: bool, keep_base: bool = False) -> Back
     trainable = run.script.trainable
     if trainable is None:
         trainable = [] if peft_config is not None else ["language"]
-    policy = make_backbone(model, processor, peft_config=peft_config, trainable=trainable)
+    policy = make_backbone(
+        model, processor, peft_config=peft_config, trainable=trainable, source=backbone.source
+    )
     if peft_config is not None:
         # As the user wrote it, so that the adapter can be loaded on another machine.
         peft_config.base_model_name_or_path = base if adapter is None else str(merged_folder(run))
@@ -167,7 +164,7 @@ def _load_base(run: RunConfig, name: str) -> Backbone:
         options |= {"quantization_config": quantization, "device_map": {"": run.training.local_process_index}}
     try:
         return load_backbone(
-            model_path(name),
+            name,
             trainable=(),
             dtype=run.model.dtype or "auto",
             attn_implementation=run.model.attn_implementation,

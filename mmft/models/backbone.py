@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from mmft.errors import UnsupportedModelError
 from mmft.models.freezing import apply_freeze_rules, trains_before_seam
 from mmft.models.heads import LanguageHead
+from mmft.models.packaged import model_path
 from mmft.models.prompts import PromptEncoding, PromptInputs, Visibility, encoding_from_call
 from mmft.models.seam import capture_text_inputs, find_text_model, has_adapters, unwrap
 from mmft.models.special_tokens import end_token_ids, pad_token_id, placeholder_token_ids
@@ -36,12 +37,14 @@ class Backbone(nn.Module):
     Attributes:
         model: the `PreTrainedModel`, or the `PeftModel` around it.
         processor: turns messages and pictures into the model's inputs.
+        source: the name the pretrained weights were loaded by, or None where they may exist nowhere else.
     """
 
-    def __init__(self, model: nn.Module, processor: ProcessorMixin) -> None:
+    def __init__(self, model: nn.Module, processor: ProcessorMixin, source: str | None = None) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
+        self.source = source
         self.end_ids = end_token_ids(self.base, processor)
         self.pad_id = pad_token_id(processor, self.end_ids)
         self.forbidden_ids = placeholder_token_ids(self.base, processor) - self.end_ids
@@ -225,7 +228,7 @@ def load_backbone(
     """Loads any `AutoModelForImageTextToText` with a causal text model, and its processor.
 
     Args:
-        name_or_path: hub id or folder.
+        name_or_path: hub id, folder, or the name of a packaged model (`mmft/tiny-captioner`).
         peft_config: adapters to add; their weights train.
         trainable: parts of the pretrained weights that train, among `vision`, `projector`, `language`.
             Default: none with `peft_config`, else `("language",)`.
@@ -238,12 +241,13 @@ def load_backbone(
         UnsupportedModelError: encoder-decoder models and unknown seams.
     """
     shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+    path = model_path(name_or_path)
     if processor is None:
-        processor = _load_processor(name_or_path, **shared)
+        processor = _load_processor(path, **shared)
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name_or_path, dtype=dtype, **kwargs)
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **kwargs)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -251,7 +255,9 @@ def load_backbone(
             f"`model_name_or_path={name_or_path}` is not an image-text-to-text model of transformers. "
             "Choose a vision-language model with a causal text model."
         ) from error
-    return make_backbone(model, processor, peft_config=peft_config, trainable=trainable)
+    # A name alone does not say which revision it was.
+    source = name_or_path if kwargs.get("revision") in (None, "main") else None
+    return make_backbone(model, processor, peft_config=peft_config, trainable=trainable, source=source)
 
 
 def _load_processor(name_or_path: str, **kwargs: Any) -> ProcessorMixin:
@@ -272,8 +278,11 @@ def make_backbone(
     *,
     peft_config: PeftConfig | None = None,
     trainable: Sequence[str] | None = None,
+    source: str | None = None,
 ) -> Backbone:
-    """A backbone from a model in memory; arguments as in `load_backbone`."""
+    """A backbone from a model in memory; arguments as in `load_backbone`.
+
+    `source` names a place to load exactly these weights from again, adapters aside."""
     if trainable is None:
         trainable = () if peft_config is not None or has_adapters(model) else ("language",)
     find_text_model(unwrap(model))  # an unsupported model is named before adapters are put into it
@@ -283,4 +292,4 @@ def make_backbone(
         # PEFT writes into the config what it found in this model ("all-linear" becomes a list of names).
         model = get_peft_model(unwrap(model), copy.deepcopy(peft_config))
     apply_freeze_rules(model, trainable)
-    return Backbone(model, processor)
+    return Backbone(model, processor, source)

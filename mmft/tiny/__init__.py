@@ -6,31 +6,48 @@ Names are imported when they are first used, so that importing this package cost
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mmft.models.packaged import CAPTIONER_NAME, model_path
 
 if TYPE_CHECKING:
     from mmft.tiny.facts import true_fact_share
+    from mmft.tiny.preferences import load_preferences, load_ratings
     from mmft.tiny.scenes import PROMPT, load_scenes
 
-CAPTIONER_NAME = "mmft/tiny-captioner"
-"""What a config's `model_name_or_path` says to mean the packaged captioner."""
 SCENES_NAME = "mmft/scenes"
 """What a config's `dataset_name` says to mean the packaged scenes."""
+PREFERENCES_NAME = "mmft/scenes-preferences"
+"""The same for pictures with a true and a false caption."""
+RATINGS_NAME = "mmft/scenes-ratings"
+"""The same for pictures with one caption and the share of it that is true."""
 
 # Public name -> the module that defines it.
 _HOMES = {
     "PROMPT": "mmft.tiny.scenes",
+    "load_preferences": "mmft.tiny.preferences",
+    "load_ratings": "mmft.tiny.preferences",
     "load_scenes": "mmft.tiny.scenes",
     "true_fact_share": "mmft.tiny.facts",
 }
 
-__all__ = ["CAPTIONER_NAME", "PROMPT", "SCENES_NAME", "captioner_path", "load_scenes", "true_fact_share"]
+__all__ = [
+    "CAPTIONER_NAME",
+    "PREFERENCES_NAME",
+    "PROMPT",
+    "RATINGS_NAME",
+    "SCENES_NAME",
+    "captioner_path",
+    "load_preferences",
+    "load_ratings",
+    "load_scenes",
+    "true_fact_share",
+]
 
 
 def captioner_path() -> str:
     """The folder of the packaged captioner, for the `from_pretrained` of any Auto class."""
-    return str(Path(__file__).parent / "captioner")
+    return model_path(CAPTIONER_NAME)
 
 
 def __getattr__(name: str) -> Any:
