@@ -11,18 +11,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rewards.bleu import bleu_reward, sentence_bleu
+    from rewards.bleu import BleuReward, bleu_reward, sentence_bleu
     from rewards.captioning import CaptioningReward
     from rewards.checks import check_reward
+    from rewards.cider import CiderD, CiderReward, DocumentFrequencies
     from rewards.clip_score import ClipScore, RefClipScore
     from rewards.detail import caption_detail, detail_reward
     from rewards.length import excess_length, length_penalty
+    from rewards.rouge import RougeLReward, sentence_rouge_l
     from rewards.text import completion_text
 
 __all__ = [
+    "BleuReward",
     "CaptioningReward",
+    "CiderD",
+    "CiderReward",
     "ClipScore",
+    "DocumentFrequencies",
     "RefClipScore",
+    "RougeLReward",
     "bleu_reward",
     "caption_detail",
     "check_reward",
@@ -31,12 +38,18 @@ __all__ = [
     "excess_length",
     "length_penalty",
     "sentence_bleu",
+    "sentence_rouge_l",
 ]
 
 _HOME = {
+    "BleuReward": "rewards.bleu",
     "CaptioningReward": "rewards.captioning",
+    "CiderD": "rewards.cider",
+    "CiderReward": "rewards.cider",
     "ClipScore": "rewards.clip_score",
+    "DocumentFrequencies": "rewards.cider",
     "RefClipScore": "rewards.clip_score",
+    "RougeLReward": "rewards.rouge",
     "bleu_reward": "rewards.bleu",
     "caption_detail": "rewards.detail",
     "check_reward": "rewards.checks",
@@ -45,6 +58,7 @@ _HOME = {
     "excess_length": "rewards.length",
     "length_penalty": "rewards.length",
     "sentence_bleu": "rewards.bleu",
+    "sentence_rouge_l": "rewards.rouge",
 }
 
 

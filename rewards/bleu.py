@@ -1,84 +1,167 @@
-"""Sentence BLEU as sacrebleu defines it, with the work on the references done once.
+"""Sentence BLEU as sacrebleu defines it, with the work on the references done once per set.
 
-sacrebleu owns the tokeniser and the formula. Only the n-gram counting is here, because its own sentence score
-counts every reference again for each of the G completions of a prompt.
+The formula and the counting are written here because sacrebleu's own sentence score counts every reference
+again for each of the G completions of a prompt. Corpus BLEU stays sacrebleu's: see `mmft.evaluation`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sacrebleu.metrics.bleu import BLEU
-
+from rewards.ngrams import MAX_ORDER, Ngram, ngrams, tokenizer, tokens
 from rewards.text import Completion, completion_text, text_column
 
-MAX_ORDER = 4
-Ngram = tuple[str, ...]
+__all__ = ["MAX_ORDER", "BleuReward", "bleu_reward", "reference_ngrams", "sentence_bleu", "tokens"]
+
+SMOOTHING = ("exp", "coco")
+_TINY, _SMALL = 1e-15, 1e-9  # of the coco-caption tools, which add them to numerators and denominators
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceNgrams:
-    """What BLEU needs of a set of references: the largest count of each n-gram, and the lengths."""
+    """What BLEU needs of a set of references: the n-grams, how often at most in one of them, and lengths."""
 
-    counts: dict[Ngram, int]
+    known: frozenset[Ngram]
+    repeated: tuple[dict[Ngram, int], ...]
+    """Per order, the n-grams that some reference has more than once, with the largest count."""
     lengths: tuple[int, ...]
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> BLEU:
-    # Building one costs more than scoring a caption. `effective_order`: sacrebleu's advice for one sentence.
-    return BLEU(lowercase=True, smooth_method="exp", effective_order=True, max_ngram_order=MAX_ORDER)
-
-
-def tokens(text: str) -> list[str]:
-    """Lower-case 13a tokens, words and punctuation, as sacrebleu counts them."""
-    return _scorer().tokenizer(text.lower().rstrip()).split()
-
-
-def _ngrams(words: list[str]) -> Counter[Ngram]:
-    counts: Counter[Ngram] = Counter()
-    for order in range(1, MAX_ORDER + 1):
-        counts.update(
-            zip(*(words[start:] for start in range(order)), strict=False)
-        )  # zip ends with the shortest
-    return counts
-
-
 @lru_cache(maxsize=1024)
-def reference_ngrams(references: tuple[str, ...]) -> ReferenceNgrams:
+def reference_ngrams(references: tuple[str, ...], tokenize: str = "13a") -> ReferenceNgrams:
     """Count the references once per set; bounded, since a step needs only the sets of its own prompts."""
-    counts: dict[Ngram, int] = {}
+    if not references:
+        raise ValueError("`references` is empty. Give one reference at least.")
+    split = tokenizer(tokenize)
+    known: set[Ngram] = set()
+    repeated: tuple[dict[Ngram, int], ...] = tuple({} for _ in range(MAX_ORDER))
     lengths = []
     for reference in references:
-        words = tokens(reference)
+        words = split(reference)
         lengths.append(len(words))
-        for ngram, count in _ngrams(words).items():
-            counts[ngram] = max(count, counts.get(ngram, 0))
-    return ReferenceNgrams(counts, tuple(lengths))
+        may_repeat = True
+        for order, most in enumerate(repeated, start=1):
+            grams = list(ngrams(words, order))
+            known.update(grams)
+            # Where no n-gram repeats, no longer one does.
+            may_repeat = may_repeat and len(set(grams)) < len(grams)
+            if may_repeat:
+                for gram, count in Counter(grams).items():
+                    if count > most.get(gram, 1):
+                        most[gram] = count
+    return ReferenceNgrams(frozenset(known), repeated, tuple(lengths))
 
 
-def sentence_bleu(caption: str, references: tuple[str, ...] | list[str]) -> float:
-    """BLEU-4 of one caption in [0, 1] (Papineni et al. 2002, doi:10.3115/1073083.1073135).
+def sentence_bleu(
+    caption: str,
+    references: tuple[str, ...] | list[str],
+    *,
+    max_order: int = MAX_ORDER,
+    tokenize: str = "13a",
+    smoothing: str = "exp",
+) -> float:
+    """BLEU of one caption in [0, 1] (Papineni et al. 2002, doi:10.3115/1073083.1073135).
 
-        BLEU = min(1, exp(1 - r/c)) * (p_1 * ... * p_N)^(1/N),   N = min(4, c)
+        BLEU = min(1, exp(1 - r/c)) * (p_1 * ... * p_N)^(1/N),   N = min(max_order, c)
 
-    c is the caption's length, r the closest reference length, p_n the share of the caption's n-grams found in
-    the references (an n-gram counts at most as often as in one reference). The k-th order without a match
-    takes 1 / (2^k * number of n-grams): "exp" smoothing (Chen and Cherry 2014, W14-3346, method 3). Without a
-    matching word BLEU is 0. Equal to `sacrebleu.sentence_bleu(..., lowercase=True) / 100`.
+    c is the caption's length, r the closest reference length (the shorter of two), p_n the share of the
+    caption's n-grams found in the references (an n-gram counts at most as often as in one reference). The
+    k-th order without a match takes 1 / (2^k * number of n-grams): "exp" smoothing (Chen and Cherry 2014,
+    W14-3346, method 3). Without a matching word BLEU is 0. Equal to `sacrebleu.sentence_bleu(...,
+    lowercase=True) / 100`.
+
+    Args:
+        caption: The text to score.
+        references: One text at least.
+        max_order: Longest n-gram, 1 to 4.
+        tokenize: "13a" (lower-cased words and punctuation marks) or "none" (pre-tokenised text).
+        smoothing: "exp", or "coco" for the numbers of the coco-caption tools: no smoothing but for
+            p_n = (matches + 1e-15) / (n-grams + 1e-9), and N = max_order, however short the caption.
     """
-    found = reference_ngrams(tuple(references))
-    words = tokens(caption)
-    correct, total = [0] * MAX_ORDER, [0] * MAX_ORDER
-    for ngram, count in _ngrams(words).items():
-        total[len(ngram) - 1] += count
-        correct[len(ngram) - 1] += min(count, found.counts.get(ngram, 0))
+    if not 1 <= max_order <= MAX_ORDER:
+        raise ValueError(f"`max_order` must be between 1 and {MAX_ORDER}; got {max_order}.")
+    if smoothing not in SMOOTHING:
+        raise ValueError(f"`smoothing` must be one of {', '.join(SMOOTHING)}; got {smoothing!r}.")
+    found = reference_ngrams(tuple(references), tokenize)
+    words = tokenizer(tokenize)(caption)
+    matches = _matches(words, found, max_order)
     closest = min(found.lengths, key=lambda length: (abs(length - len(words)), length))
-    score = BLEU.compute_bleu(correct, total, len(words), closest, "exp", effective_order=True).score
-    return min(1.0, score / 100)  # a perfect caption comes out as 100.00000000000004
+    if smoothing == "coco":
+        return _coco_bleu(matches, len(words), closest)
+    return _smoothed_bleu(matches, len(words), closest)
+
+
+def _matches(words: list[str], found: ReferenceNgrams, max_order: int) -> list[int]:
+    """Matched n-grams of each order, each n-gram at most as often as in one reference."""
+    matches = [0] * max_order
+    for order in range(1, max_order + 1):
+        grams = list(ngrams(words, order))
+        matched = len(found.known.intersection(grams))  # each once
+        if not matched:
+            break  # nor is there a longer one
+        for gram, most in found.repeated[order - 1].items():
+            count = grams.count(gram)
+            if count > 1:
+                matched += min(count, most) - 1
+        matches[order - 1] = matched
+    return matches
+
+
+def _smoothed_bleu(matches: list[int], length: int, closest: int) -> float:
+    if not matches[0]:
+        return 0.0
+    logs, halvings = 0.0, 0
+    orders = min(len(matches), length)
+    for order in range(orders):
+        halvings += not matches[order]
+        share = (matches[order] or 0.5**halvings) / (length - order)
+        logs += math.log(share)
+    return math.exp(min(0.0, 1 - closest / length) + logs / orders)
+
+
+def _coco_bleu(matches: list[int], length: int, closest: int) -> float:
+    product = math.prod(
+        (match + _TINY) / (max(0, length - order) + _SMALL) for order, match in enumerate(matches)
+    )
+    ratio = (length + _TINY) / (closest + _SMALL)
+    return product ** (1 / len(matches)) * math.exp(min(0.0, 1 - 1 / ratio))
+
+
+class BleuReward:
+    """`sentence_bleu` in TRL's protocol; None where a row's references are None."""
+
+    def __init__(
+        self, max_order: int = MAX_ORDER, references_column: str = "references", tokenize: str = "13a"
+    ) -> None:
+        """Choose BLEU-1 to BLEU-4 (`max_order`), the column with the references, and the tokeniser."""
+        if not 1 <= max_order <= MAX_ORDER:
+            raise ValueError(f"`max_order` must be between 1 and {MAX_ORDER}; got {max_order}.")
+        tokenizer(tokenize)
+        self.max_order = max_order
+        self.references_column = references_column
+        self.tokenize = tokenize
+        self.__name__ = "bleu_reward" if max_order == MAX_ORDER else f"bleu_{max_order}_reward"
+
+    def __repr__(self) -> str:
+        return f"BleuReward(max_order={self.max_order}, tokenize={self.tokenize!r})"
+
+    def __call__(
+        self, prompts: list[Any] | None, completions: list[Completion], **columns: Any
+    ) -> list[float | None]:
+        """One BLEU per completion."""
+        rows = text_column(columns.get(self.references_column), self.references_column, len(completions))
+        return [
+            None
+            if phrases is None
+            else sentence_bleu(
+                completion_text(completion), phrases, max_order=self.max_order, tokenize=self.tokenize
+            )
+            for completion, phrases in zip(completions, rows, strict=True)
+        ]
 
 
 def bleu_reward(
@@ -87,9 +170,8 @@ def bleu_reward(
     references: list[Any] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """`sentence_bleu` in TRL's protocol; None where a row's `references` is None."""
-    rows = text_column(references, "references", len(completions))
-    return [
-        None if phrases is None else sentence_bleu(completion_text(completion), phrases)
-        for completion, phrases in zip(completions, rows, strict=True)
-    ]
+    """BLEU-4 as a function: `BleuReward()` on the column `references`."""
+    return _DEFAULT(prompts, completions, references=references)
+
+
+_DEFAULT = BleuReward()

@@ -1,0 +1,270 @@
+"""CIDEr-D with document frequencies that are fitted once, and references that are prepared once per set.
+
+The numbers are those of the coco-caption tools, which count document frequencies over whatever references
+they are given to score; a reward needs them fixed before training, and saved with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewards.ngrams import MAX_ORDER, Ngram, all_ngrams, tokenizer
+from rewards.text import Completion, completion_text, text_column
+
+SIGMA = 6.0
+"""Standard deviation of the length penalty, in words."""
+CACHE_SIZE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentFrequencies:
+    """In how many pictures' references each n-gram occurs: how common, and so how telling, a phrase is.
+
+        idf(g) = log N - log max(1, df(g))
+
+    N is the number of pictures, df(g) the number of those with g in some reference, whatever the number of
+    references and of occurrences (Vedantam et al. 2015, eq. 1). An n-gram of one picture weighs as much as an
+    unknown one, so only df >= 2 is stored: no number changes and most n-grams go.
+    """
+
+    num_images: int
+    counts: Mapping[Ngram, int]
+    tokenize: str = "13a"
+
+    def __post_init__(self) -> None:
+        tokenizer(self.tokenize)
+        if self.num_images < 1:
+            raise ValueError(
+                f"`num_images` must be at least 1; got {self.num_images}. Fit on the training references."
+            )
+        most = max(self.counts.values(), default=1)
+        if most > self.num_images:
+            raise ValueError(
+                f"`counts` has an n-gram in {most} pictures, `num_images` is {self.num_images}. "
+                "They are not of the same corpus."
+            )
+
+    @classmethod
+    def fit(
+        cls, reference_sets: Iterable[Sequence[str] | None], *, tokenize: str = "13a"
+    ) -> DocumentFrequencies:
+        """Count over the references of each picture, one set per picture; None is passed over.
+
+        Give each picture once: sets are not compared, since two pictures may well have the same captions.
+        """
+        split = tokenizer(tokenize)
+        counts: Counter[Ngram] = Counter()
+        num_images = 0
+        for references in reference_sets:
+            if references is None:
+                continue
+            num_images += 1
+            counts.update({gram for text in references for gram in all_ngrams(split(text))})
+        if not num_images:
+            raise ValueError("`reference_sets` has no references. CIDEr-D needs those of the training rows.")
+        return cls(num_images, {gram: count for gram, count in counts.items() if count > 1}, tokenize)
+
+    def idf(self, gram: Ngram) -> float:
+        """How telling an n-gram is, from 0 (in every picture) to log N."""
+        return math.log(self.num_images) - math.log(self.counts.get(gram, 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as JSON takes it; an n-gram is its tokens joined by blanks."""
+        counts = {" ".join(gram): count for gram, count in self.counts.items()}
+        return {"num_images": self.num_images, "tokenize": self.tokenize, "counts": counts}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> DocumentFrequencies:
+        """What `state_dict` gave."""
+        missing = {"num_images", "tokenize", "counts"} - set(state)
+        if missing:
+            raise ValueError(
+                f"the document frequencies lack {', '.join(sorted(missing))}; got {sorted(state)}. "
+                "Write them with `DocumentFrequencies.save`."
+            )
+        counts = {tuple(text.split(" ")): int(count) for text, count in state["counts"].items()}
+        return cls(int(state["num_images"]), counts, state["tokenize"])
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file."""
+        Path(path).write_text(json.dumps(self.state_dict(), ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> DocumentFrequencies:
+        """Read a file that `save` wrote."""
+        return cls.from_state_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+Posting = tuple[int, int, float]
+"""Reference j, how often it has the n-gram, and idf^2 * that count / norm of reference j."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedReferences:
+    """The reference side of CIDEr-D: by n-gram, the references that have it."""
+
+    postings: dict[Ngram, tuple[Posting, ...]]
+    lengths: tuple[int, ...]
+
+
+class CiderD:
+    """CIDEr-D of captions against references (Vedantam et al. 2015, arXiv:1411.5726, section 3 and eq. 8-9).
+
+        CIDEr-D   = 10 * 1/4 * sum_n CIDEr-D_n,                n = 1..4
+        CIDEr-D_n = 1/J * sum_j exp(-(l(c) - l(r_j))^2 / (2 * sigma^2))
+                          * min(g_n(c), g_n(r_j)) . g_n(r_j) / (|g_n(c)| * |g_n(r_j)|)
+
+    g_n(x) holds count(gram in x) * idf(gram) for every n-gram of x, the minimum is taken entry by entry, and
+    sigma = 6. As in the coco-caption tools, the paper's term frequency is left a bare count, a cosine with an
+    empty vector is 0, and l(x) is the number of bigrams of x: one less than its words, 0 for an empty text.
+    Scores lie in [0, 10]; with the document frequencies of one picture every idf, and so every score, is 0.
+    """
+
+    def __init__(self, document_frequencies: DocumentFrequencies, *, sigma: float = SIGMA) -> None:
+        """Score with these document frequencies and their tokeniser."""
+        if not sigma > 0:
+            raise ValueError(f"`sigma` must be > 0; got {sigma}.")
+        self.document_frequencies = document_frequencies
+        self.sigma = sigma
+        self._split = tokenizer(document_frequencies.tokenize)
+        self._prepared: dict[tuple[str, ...], PreparedReferences] = {}
+
+    def __call__(self, caption: str, references: Sequence[str]) -> float:
+        """CIDEr-D of one caption; the references of a set are prepared at its first caption."""
+        found = self._references(tuple(references))
+        words = self._split(caption)
+        length = max(0, len(words) - 1)
+        decay = [math.exp(-((length - other) ** 2) / (2 * self.sigma**2)) for other in found.lengths]
+        squares, products = [0.0] * MAX_ORDER, [0.0] * MAX_ORDER
+        known, postings = self.document_frequencies.counts, found.postings
+        log_images = math.log(self.document_frequencies.num_images)
+        for gram, count in Counter(all_ngrams(words)).items():
+            order, images = len(gram) - 1, known.get(gram)
+            squares[order] += (count * (log_images if images is None else log_images - math.log(images))) ** 2
+            for reference, there, weight in postings.get(gram, ()):
+                products[order] += decay[reference] * weight * min(count, there)
+        cosines = (
+            product / math.sqrt(square)
+            for product, square in zip(products, squares, strict=True)
+            if square > 0
+        )
+        return 10 * sum(cosines) / (MAX_ORDER * len(found.lengths))
+
+    def _references(self, references: tuple[str, ...]) -> PreparedReferences:
+        # Least recently used first: a dict keeps the order of insertion, and what is used is put in again.
+        found = self._prepared.pop(references, None)
+        if found is None:
+            found = self._prepare(references)
+            if len(self._prepared) >= CACHE_SIZE:
+                del self._prepared[next(iter(self._prepared))]
+        self._prepared[references] = found
+        return found
+
+    def _prepare(self, references: tuple[str, ...]) -> PreparedReferences:
+        if not references:
+            raise ValueError("`references` is empty. Give one reference at least.")
+        postings: dict[Ngram, list[Posting]] = {}
+        lengths = []
+        for index, text in enumerate(references):
+            words = self._split(text)
+            lengths.append(max(0, len(words) - 1))
+            counts = Counter(all_ngrams(words))
+            weights = {gram: self.document_frequencies.idf(gram) for gram in counts}
+            squares = [0.0] * MAX_ORDER
+            for gram, count in counts.items():
+                squares[len(gram) - 1] += (count * weights[gram]) ** 2
+            for gram, count in counts.items():
+                if weights[gram] > 0:  # else it adds nothing, and its norm may be 0
+                    scale = weights[gram] ** 2 * count / math.sqrt(squares[len(gram) - 1])
+                    postings.setdefault(gram, []).append((index, count, scale))
+        return PreparedReferences({gram: tuple(found) for gram, found in postings.items()}, tuple(lengths))
+
+
+class CiderReward:
+    """CIDEr-D in TRL's protocol, in [0, 10]; None where a row's references are None.
+
+    Document frequencies come from the training references: a trainer that calls `prepare` has them fitted and
+    keeps them with the run (`state_dict`). Elsewhere, as in TRL's trainers, give them: a file of
+    `DocumentFrequencies.save`, or the object.
+    """
+
+    def __init__(
+        self,
+        document_frequencies: DocumentFrequencies | str | Path | None = None,
+        references_column: str = "references",
+        tokenize: str | None = None,
+        sigma: float = SIGMA,
+    ) -> None:
+        """Choose where document frequencies come from.
+
+        Args:
+            document_frequencies: Fitted ones or the path of a file with them; None to fit in `prepare`.
+            references_column: Column with a row's reference captions.
+            tokenize: "13a" (lower-cased words and punctuation marks) or "none" (pre-tokenised text); by
+                default that of the document frequencies, else "13a".
+            sigma: Standard deviation of the length penalty, in words.
+        """
+        if isinstance(document_frequencies, (str, Path)):
+            document_frequencies = DocumentFrequencies.load(document_frequencies)
+        if tokenize is not None:
+            tokenizer(tokenize)
+        if not sigma > 0:
+            raise ValueError(f"`sigma` must be > 0; got {sigma}.")
+        self.references_column = references_column
+        self.tokenize = tokenize
+        self.sigma = sigma
+        self._scorer: CiderD | None = None
+        if document_frequencies is not None:
+            self._use(document_frequencies)
+        self.__name__ = "cider_d"
+
+    def __repr__(self) -> str:
+        fitted = "" if self._scorer is None else f", {self._scorer.document_frequencies.num_images} pictures"
+        return f"CiderReward(sigma={self.sigma}{fitted})"
+
+    def prepare(self, column: Callable[[str], list[Any] | None]) -> None:
+        """Fit on the training references, unless fitted already; `column(name)` gives a whole column."""
+        if self._scorer is not None:
+            return
+        values = column(self.references_column)
+        rows = text_column(values, self.references_column, 0 if values is None else len(values))
+        self._use(DocumentFrequencies.fit(rows, tokenize=self.tokenize or "13a"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The document frequencies; empty if there are none yet."""
+        return {} if self._scorer is None else self._scorer.document_frequencies.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Use saved document frequencies; an empty state changes nothing."""
+        if state:
+            self._use(DocumentFrequencies.from_state_dict(state))
+
+    def _use(self, frequencies: DocumentFrequencies) -> None:
+        if self.tokenize not in (None, frequencies.tokenize):
+            raise ValueError(
+                f"`tokenize` is {self.tokenize!r}, the document frequencies were counted with "
+                f"{frequencies.tokenize!r}. Leave `tokenize` out, or count them again."
+            )
+        self._scorer = CiderD(frequencies, sigma=self.sigma)
+
+    def __call__(
+        self, prompts: list[Any] | None, completions: list[Completion], **columns: Any
+    ) -> list[float | None]:
+        """One CIDEr-D per completion."""
+        if self._scorer is None:
+            raise ValueError(
+                "`document_frequencies` of CIDEr-D are not there. mmft's trainers fit them on the training "
+                "rows before training; elsewhere call `prepare(columns.get)` with columns of the training "
+                "rows, or give the path of a file of `DocumentFrequencies.save`."
+            )
+        rows = text_column(columns.get(self.references_column), self.references_column, len(completions))
+        return [
+            None if phrases is None else self._scorer(completion_text(completion), phrases)
+            for completion, phrases in zip(completions, rows, strict=True)
+        ]
