@@ -120,6 +120,12 @@ class PromptDataset:
         except DataError as error:
             raise DataError(f"row {index} of {self.name!r}: {error}") from error
 
+    def column(self, name: str) -> list[Any] | None:
+        """A column as it is stored, one entry per row; None if there is no such column."""
+        if isinstance(self._rows, Dataset):
+            return list(self._rows[name]) if name in self._rows.column_names else None
+        return [row.get(name) for row in self._rows] if any(name in row for row in self._rows) else None
+
     def validate(self, max_rows: int | None = None, max_problems: int = 10) -> list[str]:
         """Read `max_rows` rows spread over the split (default all) and return what is wrong with them."""
         count = len(self) if max_rows is None else min(max_rows, len(self))
@@ -152,6 +158,11 @@ class PromptDataset:
         messages = to_messages(prompt, len(images), self.system_prompt)
         _check_references(row)
         return PromptRow((self.name, index), prompt, messages, images, row)
+
+
+def as_prompts(rows: Any, name: str) -> PromptDataset | None:
+    """Rows of any kind that trainers take as prompts; None stays None."""
+    return rows if rows is None or isinstance(rows, PromptDataset) else PromptDataset(rows, name=name)
 
 
 def _check_columns(columns: set[str], name: str, instruction: str | None) -> None:
