@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmft.engine.judging import reward_names
+from mmft.engine.reward_calls import reward_names
 from mmft.errors import ConfigError
 from mmft.types import RewardFunction
 
@@ -23,10 +23,14 @@ RewardSpec = str | Mapping[str, Any]
 """`captioning` or `{name: captioning, alpha: 1.0}`; names may also be `trl:NAME` or `my_module:my_reward`."""
 
 SHORT_NAMES = {
-    "bleu": "rewards:bleu_reward",
+    "bleu": "rewards:BleuReward",
     "captioning": "rewards:CaptioningReward",
+    "cider_d": "rewards:CiderReward",
+    "clip_score": "rewards:ClipScore",
+    "ref_clip_score": "rewards:RefClipScore",
     "detail": "rewards:detail_reward",
     "length_penalty": "rewards:length_penalty",
+    "rouge_l": "rewards:RougeLReward",
 }
 _TRL_PREFIXES = ("trl:", "trl.rewards.", "trl.rewards:")
 

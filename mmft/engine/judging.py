@@ -1,30 +1,38 @@
 """Rewards as the engine sees them: user code, called in TRL's protocol, timed, and held to account by name.
 
-A reward that raises or breaks the protocol stops the run. Normalising rewards is the estimators' work.
+Normalising rewards is the estimators' work; how one call is kept apart from the run is `engine.isolation`'s.
 Shape legend: B distinct prompts, G completions of each, N = B * G samples, K rewards.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import inspect
 import math
-import reprlib
-import time
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from numbers import Real
+from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmft.engine.isolation import Answer, Asking, Question, check_numbers, check_token_numbers
+from mmft.engine.reward_calls import (
+    IsolatedReward,
+    Isolation,
+    RewardBatch,
+    RewardLog,
+    is_async,
+    is_dense,
+    is_two_phase,
+    reward_batch,
+    reward_names,
+)
 from mmft.errors import ConfigError, RewardError
-from mmft.types import Prompt, PromptRow, RewardFunction
+from mmft.types import PromptRow, RewardFunction
 
-_LARGEST = torch.finfo(torch.float32).max
+Gather = Callable[[Any], list[Any]]
+"""An object of this process to the objects of all processes, in order; collective."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +42,16 @@ class Judgement:
     names: tuple[str, ...]
     """Names of the K rewards."""
     rewards: Tensor
-    """(N, K) float32; NaN where a reward said None."""
+    """(N, K) float32; NaN where a reward said None. Of a dense reward: the sum over the tokens."""
     total: Tensor
     """(N,) float32: the weighted sum over the rewards that judged; NaN where the sample is not valid."""
     valid: Tensor
-    """(N,) bool: a reward of non-zero weight judged the sample. The others leave the statistics."""
+    """(N,) bool: a reward of non-zero weight judged the sample, and none of them failed on it. The others
+    leave the statistics."""
+    token_rewards: list[list[float]] | None
+    """Per sample the weighted sum of the dense rewards at each token; None without dense rewards."""
+    masked: dict[str, int]
+    """Per reward the samples it failed on, by error or time limit, under the policy `mask`."""
     components: dict[str, list[float]]
     """Its N values per reward, and N per part it logged (`log_extra`) as "reward/part"; NaN for None."""
     metrics: dict[str, float]
@@ -49,62 +62,20 @@ class Judgement:
     """Wall time per reward."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Samples:
-    """The arguments of a reward call, in the order of the N samples."""
-
-    prompts: list[Prompt]
-    completions: list[Any]
-    columns: dict[str, list[Any]]
-    keys: list[Any]
-    shared: dict[str, Any] = field(default_factory=dict)
-
-    def arguments(self, log: _Log) -> dict[str, Any]:
-        return {
-            **self.columns,
-            **self.shared,
-            "prompts": self.prompts,
-            "completions": self.completions,
-            "log_extra": log.log_extra,
-            "log_metric": log.log_metric,
-        }
-
-    def only(self, index: int) -> _Samples:
-        columns = {name: [values[index]] for name, values in self.columns.items()}
-        return _Samples(
-            [self.prompts[index]], [self.completions[index]], columns, [self.keys[index]], self.shared
-        )
-
-
-@dataclass(slots=True)
-class _Log:
-    """What one reward logs during one call, through TRL's two helpers."""
-
-    extras: dict[str, list[Any]] = field(default_factory=dict)
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-
-    def log_extra(self, column: str, values: Sequence[Any]) -> None:
-        self.extras.setdefault(column, []).extend(values)
-
-    def log_metric(self, name: str, value: float) -> None:
-        self.metrics.setdefault(name, []).append(float(value))
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    values: list[float]
-    log: _Log
-    seconds: float
-
-
 class RewardSuite:
     """A weighted list of rewards.
 
         total = sum_k w_k R_k over the rewards that judged the sample
 
-    A None thus counts as 0 beside other rewards, as in TRL's trainers. A sample that no reward judged has no
-    total: it leaves the statistics and gets advantage 0. A reward of weight 0 is logged only; it cannot make
-    a sample valid.
+    A None thus counts as 0 beside other rewards, as in TRL's trainers. A sample that no reward judged, or
+    that a reward failed on under the policy `mask`, has no total: it leaves the statistics and gets advantage
+    0. A reward of weight 0 is logged only; it can neither make a sample valid nor take it out.
+
+    Dense rewards (`token_rewards`) are paid token by token and are no part of the total.
+
+    Attributes:
+        gather: exchanges objects between processes, so that all of them stop where one reward fails, and
+            rewards with statistics see every sample. Alone by default.
     """
 
     def __init__(
@@ -112,6 +83,7 @@ class RewardSuite:
         reward_funcs: Sequence[RewardFunction] | RewardFunction,
         weights: Sequence[float] | None = None,
         names: Sequence[str] | None = None,
+        isolation: Isolation = Isolation(),  # noqa: B008 - it is frozen
     ) -> None:
         """Check the list.
 
@@ -119,22 +91,47 @@ class RewardSuite:
             reward_funcs: One reward or several; `async` ones run at the same time.
             weights: One number per reward; default 1.
             names: One name per reward; default its `__name__` or class name, made unique.
+            isolation: Time limit and error policy of every reward that is no `IsolatedReward`.
         """
-        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-        if not self.reward_funcs:
+        listed = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        if not listed:
             raise ConfigError("`reward_funcs` is empty. Give at least one reward.")
-        for reward in self.reward_funcs:
+        for reward in listed:
             if not callable(reward):
                 raise ConfigError(
                     f"`reward_funcs` holds {reward!r}, which is not callable. Resolve names with "
                     "`mmft.resolve.resolve_rewards`."
                 )
-        self.weights = _checked_weights(weights, len(self.reward_funcs))
-        self.names = reward_names(self.reward_funcs) if names is None else tuple(names)
-        if len(set(self.names)) != len(self.reward_funcs):
-            raise ConfigError(
-                f"`names` must be {len(self.reward_funcs)} different names; got {list(self.names)}."
-            )
+        self.isolations = [r.isolation if isinstance(r, IsolatedReward) else isolation for r in listed]
+        self.reward_funcs = [r.reward if isinstance(r, IsolatedReward) else r for r in listed]
+        self.weights = _checked_weights(weights, len(listed))
+        self.names = reward_names(listed) if names is None else tuple(names)
+        if len(set(self.names)) != len(listed):
+            raise ConfigError(f"`names` must be {len(listed)} different names; got {list(self.names)}.")
+        self.gather: Gather = lambda obj: [obj]
+        self._left_behind: dict[str, Thread] = {}
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether any reward pays for single tokens."""
+        return any(map(is_dense, self.reward_funcs))
+
+    def prepare(self, column: Callable[[str], list[Any] | None]) -> None:
+        """Hands the columns of the training rows to rewards that learn something from them beforehand."""
+        for reward in self.reward_funcs:
+            if hasattr(reward, "prepare"):
+                reward.prepare(column)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What rewards have gathered so far, by name; only of those that keep a state."""
+        named = zip(self.names, self.reward_funcs, strict=True)
+        return {name: reward.state_dict() for name, reward in named if hasattr(reward, "state_dict")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Gives every reward its state back; names without one are left as they are."""
+        for name, reward in zip(self.names, self.reward_funcs, strict=True):
+            if name in state and hasattr(reward, "load_state_dict"):
+                reward.load_state_dict(state[name])
 
     def score(
         self,
@@ -142,6 +139,10 @@ class RewardSuite:
         completions: Sequence[Sequence[str]],
         completion_ids: Sequence[Sequence[Sequence[int]]] | None = None,
         trainer_state: Any = None,
+        *,
+        prefixes: Sequence[Sequence[str]] | None = None,
+        discount: float = 1.0,
+        training: bool = True,
     ) -> Judgement:
         """Judge every completion of every row.
 
@@ -155,82 +156,148 @@ class RewardSuite:
             completions: For each row the texts of its completions.
             completion_ids: Their token ids, in the same nesting.
             trainer_state: Handed on to rewards that change during training.
+            prefixes: Per sample the texts of its first 0, 1, ... tokens; without them dense rewards are
+                called like others.
+            discount: Of the per-token returns; for dense rewards.
+            training: False for held-out samples, which must not move any reward's statistics.
 
         Raises:
-            RewardError: A reward raised, or returned the wrong count or something that is no finite number.
+            RewardError: A reward raised, took too long, or returned the wrong count or something that is no
+                finite number, here or on another process, and its policy is `raise`.
         """
-        samples = _flatten(rows, completions, completion_ids, trainer_state)
-        answers = self._answers(samples)
-        rewards = torch.tensor([answer.values for answer in answers], dtype=torch.float32).T.contiguous()
-        weights = torch.tensor(self.weights)
-        judged = ~rewards.isnan()
-        valid = (judged & (weights != 0)).any(dim=1)
-        total = torch.where(judged, rewards * weights, 0.0).sum(dim=1)
-        components, extras, metrics = self._logged(answers)
+        batch = reward_batch(rows, completions, completion_ids, trainer_state)
+        if prefixes is not None:
+            batch = batch.with_columns(prefixes=list(prefixes))
+        questions = [self._question(k, prefixes is not None, discount) for k in range(len(self.names))]
+        answers = self._ask(questions, batch)
+        self._stop_together(answers)
+        return self._judgement(answers, batch, dense=prefixes is not None, training=training)
+
+    def _question(self, k: int, with_prefixes: bool, discount: float) -> Question:
+        name, reward, isolation = self.names[k], self.reward_funcs[k], self.isolations[k]
+        kind: Any = reward
+        if is_two_phase(reward):
+            return Question(
+                name, kind.evidence, lambda name, returned, batch: returned, isolation,
+                asynchronous=is_async(kind.evidence), divisible=False,
+            )  # fmt: skip
+        if is_dense(reward) and with_prefixes:
+
+            def token_rewards(**arguments: Any) -> Any:
+                return kind.token_rewards(**arguments, discount=discount)
+
+            return Question(name, token_rewards, check_token_numbers, isolation, nothing=None)
+        asynchronous = is_async(reward)
+        return Question(
+            name, reward, check_numbers, isolation, asynchronous=asynchronous, divisible=not asynchronous
+        )
+
+    def _ask(self, questions: list[Question], batch: RewardBatch) -> list[Answer]:
+        # Network calls start first, and the synchronous rewards work while they wait.
+        order = sorted(range(len(questions)), key=lambda k: not questions[k].asynchronous)
+        under_way = {k: self._asking(questions[k], batch) for k in order if questions[k].asynchronous}
+        answers: dict[int, Answer] = {}
+        for k in reversed(order):
+            asking = under_way.get(k) or self._asking(questions[k], batch)
+            answers[k] = asking.answer()
+            if asking.thread is not None and asking.thread.is_alive():
+                self._left_behind[questions[k].name] = asking.thread
+        return [answers[k] for k in range(len(questions))]
+
+    def _asking(self, question: Question, batch: RewardBatch) -> Asking:
+        return Asking(question, batch, self._left_behind.pop(question.name, None))
+
+    def _stop_together(self, answers: list[Answer]) -> None:
+        """Raises on every process if a reward failed on one: the others would wait for it forever."""
+        failure = next((answer.failure for answer in answers if answer.failure is not None), None)
+        told = self.gather(None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        for process, message in enumerate(told):
+            if message is not None:
+                raise RewardError(f"on process {process}: {message}")
+
+    def _judgement(
+        self, answers: list[Answer], batch: RewardBatch, *, dense: bool, training: bool
+    ) -> Judgement:
+        weights, count = torch.tensor(self.weights), len(batch)
+        numbers = [self._numbers(k, answers[k], count, dense, training) for k in range(len(answers))]
+        rewards = torch.tensor(numbers, dtype=torch.float32).T.reshape(count, len(numbers))
+        pays_tokens = torch.tensor([dense and is_dense(reward) for reward in self.reward_funcs])
+        judged, counts = ~rewards.isnan(), weights != 0
+        # Dense rewards shape the way to a score; alone they are the score.
+        scoring = counts & ~pays_tokens if (counts & ~pays_tokens).any() else counts
+        failed = torch.tensor([answer.masked for answer in answers]).T.reshape(count, len(numbers))
+        valid = (judged & scoring).any(dim=1) & ~(failed & counts).any(dim=1)
+        total = torch.where(judged & ~pays_tokens, rewards * weights, 0.0).sum(dim=1)
+        components, extras, metrics = self._logged(answers, numbers)
         return Judgement(
             names=self.names,
             rewards=rewards,
             total=torch.where(valid, total, torch.nan),
             valid=valid,
+            token_rewards=self._token_rewards(answers, batch) if dense and self.is_dense else None,
+            masked={
+                name: sum(answer.masked)
+                for name, answer in zip(self.names, answers, strict=True)
+                if any(answer.masked)
+            },
             components=components,
             metrics=metrics,
             extras=extras,
             seconds={name: answer.seconds for name, answer in zip(self.names, answers, strict=True)},
         )
 
-    def _answers(self, samples: _Samples) -> list[_Answer]:
-        named = list(zip(self.names, self.reward_funcs, strict=True))
-        waiting = {name: _ask_async(name, reward, samples) for name, reward in named if is_async(reward)}
-        if not waiting:
-            return [_ask(name, reward, samples) for name, reward in named]
-        # Network calls start first, and the synchronous rewards work while they wait.
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            gathered = pool.submit(asyncio.run, _gather(waiting))
-            answers = {name: _ask(name, reward, samples) for name, reward in named if name not in waiting}
-            answers |= gathered.result()
-        return [answers[name] for name in self.names]
+    def _numbers(self, k: int, answer: Answer, count: int, dense: bool, training: bool) -> list[float]:
+        """One number per sample from whatever kind of answer this is."""
+        reward: Any = self.reward_funcs[k]
+        if is_two_phase(reward):
+            return self._settled(self.names[k], reward, answer, count, training)
+        if dense and is_dense(reward):
+            return [math.nan if each is None else math.fsum(each) for each in answer.values]
+        values: list[float] = answer.values if answer.values is not None else [math.nan] * count
+        return values
+
+    def _settled(self, name: str, reward: Any, answer: Answer, count: int, training: bool) -> list[float]:
+        """The second phase: what each process found becomes numbers that depend on all of them."""
+        if answer.values is None:
+            self.gather(None)  # masked here; the other processes still wait for this one
+            return [math.nan] * count
+
+        def gather(found: Any) -> list[Any]:
+            return [each for each in self.gather(found) if each is not None]
+
+        returned = reward.settle(answer.values, gather=gather, training=training)
+        if len(returned) != count:
+            raise RewardError(f"reward {name!r} settled {len(returned)} rewards for {count} completions.")
+        return [math.nan if value is None else float(value) for value in returned]
+
+    def _token_rewards(self, answers: list[Answer], batch: RewardBatch) -> list[list[float]]:
+        sums = [[0.0] * len(ids) for ids in batch.columns["completion_ids"]]
+        for reward, weight, answer in zip(self.reward_funcs, self.weights, answers, strict=True):
+            for total, numbers in zip(sums, answer.values if is_dense(reward) else (), strict=False):
+                for place, number in enumerate(numbers or ()):
+                    total[place] += weight * number
+        return sums
 
     def _logged(
-        self, answers: list[_Answer]
+        self, answers: list[Answer], numbers: list[list[float]]
     ) -> tuple[dict[str, list[float]], dict[str, list[Any]], dict[str, float]]:
         components: dict[str, list[float]] = {}
         extras: dict[str, list[Any]] = {}
         metrics: dict[str, list[float]] = {}
-        for name, answer in zip(self.names, answers, strict=True):
-            components[name] = answer.values
-            for column, values in answer.log.extras.items():
-                if len(values) == len(answer.values) and all(map(_is_number_or_none, values)):
+        for name, answer, own in zip(self.names, answers, numbers, strict=True):
+            components[name] = own
+            log: RewardLog = answer.log
+            for column, values in log.extras.items():
+                if len(values) == len(own) and all(map(_is_number_or_none, values)):
                     components[f"{name}/{column}"] = [math.nan if v is None else float(v) for v in values]
                 else:
                     extras[f"{name}/{column}"] = values
-            for metric, values in answer.log.metrics.items():
+            for metric, values in log.metrics.items():
                 metrics.setdefault(metric, []).extend(values)
         means = {key: sum(values) / len(values) for key, values in metrics.items() if key not in components}
         return components, extras, means
-
-
-def is_async(reward: RewardFunction) -> bool:
-    """Whether calling `reward`, be it a function, a `functools.partial` or an object, gives a coroutine."""
-    function = _unwrapped(reward)
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-def reward_names(rewards: Sequence[RewardFunction]) -> tuple[str, ...]:
-    """`__name__` or class name of each reward; the second of a name becomes `name_2`."""
-    names: list[str] = []
-    for reward in rewards:
-        function = _unwrapped(reward)
-        base = str(getattr(function, "__name__", type(function).__name__)).strip("<>")
-        candidates = (base if number == 1 else f"{base}_{number}" for number in range(1, len(rewards) + 1))
-        names.append(next(name for name in candidates if name not in names))
-    return tuple(names)
-
-
-def _unwrapped(reward: Any) -> Any:
-    # A partial that carries a name of its own (mmft.resolve gives it one) keeps it.
-    while isinstance(reward, functools.partial) and not hasattr(reward, "__name__"):
-        reward = reward.func
-    return reward
 
 
 def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -240,106 +307,6 @@ def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]
     if not all(map(math.isfinite, weights)) or not any(weights):
         raise ConfigError(f"`reward_weights` must be finite and not all 0; got {weights}.")
     return weights
-
-
-def _flatten(
-    rows: Sequence[PromptRow],
-    completions: Sequence[Sequence[str]],
-    completion_ids: Sequence[Sequence[Sequence[int]]] | None,
-    trainer_state: Any,
-) -> _Samples:
-    repeated = [row for row, texts in zip(rows, completions, strict=True) for _ in texts]
-    texts = [text for group in completions for text in group]
-    names = {name: None for row in rows for name in row.columns}  # a dict keeps the order of the data
-    columns: dict[str, list[Any]] = {name: [row.columns.get(name) for row in repeated] for name in names}
-    columns["images"] = [row.images for row in repeated]
-    if all(len(row.images) == 1 for row in rows):
-        columns["image"] = [row.images[0] for row in repeated]
-    if completion_ids is not None:
-        columns["completion_ids"] = [list(ids) for group in completion_ids for ids in group]
-    return _Samples(
-        prompts=[row.prompt for row in repeated],
-        completions=[_completion(row, text) for row, text in zip(repeated, texts, strict=True)],
-        columns=columns,
-        keys=[row.key for row in repeated],
-        shared={"trainer_state": trainer_state},
-    )
-
-
-def _completion(row: PromptRow, text: str) -> Any:
-    return text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
-
-
-def _ask(name: str, reward: RewardFunction, samples: _Samples) -> _Answer:
-    log, start = _Log(), time.perf_counter()
-    try:
-        returned: Any = reward(**samples.arguments(log))
-    except Exception as error:
-        raise _blame(name, samples, error, lambda sample: reward(**sample.arguments(_Log()))) from error
-    seconds = time.perf_counter() - start
-    return _Answer(_checked(name, returned, samples), log, seconds)
-
-
-async def _ask_async(name: str, reward: Callable[..., Any], samples: _Samples) -> _Answer:
-    log, start = _Log(), time.perf_counter()
-    try:
-        returned = await reward(**samples.arguments(log))
-    except Exception as error:
-        # Not called again row by row: an asynchronous reward is most often a paid or slow service.
-        raise _blame(name, samples, error, None) from error
-    seconds = time.perf_counter() - start
-    return _Answer(_checked(name, returned, samples), log, seconds)
-
-
-async def _gather(waiting: dict[str, Coroutine[Any, Any, _Answer]]) -> dict[str, _Answer]:
-    return dict(zip(waiting, await asyncio.gather(*waiting.values()), strict=True))
-
-
-def _blame(
-    name: str, samples: _Samples, error: Exception, call: Callable[[_Samples], Any] | None
-) -> RewardError:
-    """Name the row a reward stumbled over, found by calling the reward on one sample at a time."""
-    for index in range(len(samples.keys) if call is not None else 0):
-        try:
-            call(samples.only(index))  # type: ignore[misc]
-        except Exception as alone:
-            where = f"row {samples.keys[index]}, completion {reprlib.repr(samples.completions[index])}"
-            return RewardError(f"reward {name!r} failed on {where}: {type(alone).__name__}: {alone}")
-    rows = ", ".join(str(key) for key in dict.fromkeys(samples.keys))
-    return RewardError(
-        f"reward {name!r} failed on a batch of {len(samples.keys)} completions (rows {rows}): "
-        f"{type(error).__name__}: {error}"
-    )
-
-
-def _checked(name: str, returned: Any, samples: _Samples) -> list[float]:
-    if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__len__") or _is_scalar(returned):
-        raise RewardError(
-            f"reward {name!r} returned {reprlib.repr(returned)}; return a list with one number or None per "
-            f"completion, here {len(samples.keys)}."
-        )
-    if len(returned) != len(samples.keys):
-        raise RewardError(
-            f"reward {name!r} returned {len(returned)} rewards for {len(samples.keys)} completions (rows "
-            f"{samples.keys[0]} to {samples.keys[-1]}). Return one number or None per completion."
-        )
-    return [_number(name, value, samples, index) for index, value in enumerate(returned)]
-
-
-def _number(name: str, value: Any, samples: _Samples, index: int) -> float:
-    value = value.item() if hasattr(value, "item") and _is_scalar(value) else value
-    if value is None:
-        return math.nan
-    if not isinstance(value, Real) or not abs(float(value)) <= _LARGEST:
-        raise RewardError(
-            f"reward {name!r} returned {reprlib.repr(value)} for row {samples.keys[index]}, completion "
-            f"{reprlib.repr(samples.completions[index])}. Return a finite number, or None for cannot judge."
-        )
-    return float(value)
-
-
-def _is_scalar(value: Any) -> bool:
-    return getattr(value, "ndim", None) == 0
 
 
 def _is_number_or_none(value: Any) -> bool:

@@ -99,10 +99,13 @@ class Collector:
         rewards: RewardSuite | None = None,
         batch_size: int | None = None,
         trainer_state: Any = None,
+        discount: float = 1.0,
+        training: bool = True,
     ) -> Judged:
         """Draws completions for the rows and scores them; greedy without noise.
 
-        `batch_size` bounds the completions that are decoded together."""
+        `batch_size` bounds the completions that are decoded together; `discount` is that of dense rewards,
+        which are paid per token only in training."""
         with evaluating(self.actor_critic), self.autocast():
             prompts, samples = self.actor_critic.within_forward(
                 lambda: self._draw(rows, params, noise, batch_size)
@@ -111,7 +114,12 @@ class Collector:
         with self.metrics.timed("rewards"):
             suite = self.rewards if rewards is None else rewards
             ids = _split(samples.completions, len(rows))
-            judgement = suite.score(rows, texts, ids, trainer_state=trainer_state)
+            prefixes = self._decode_prefixes(ids) if training and suite.is_dense else None
+            judgement = suite.score(
+                rows, texts, ids, trainer_state, prefixes=prefixes, discount=discount, training=training
+            )
+        for name, number in judgement.masked.items():
+            self.metrics.count(f"rewards/{name}/masked", number)
         return Judged(rows, prompts, samples, texts, judgement)
 
     def _draw(
@@ -168,6 +176,15 @@ class Collector:
             tokenizer.batch_decode(group, skip_special_tokens=True) for group in _split(completions, num_rows)
         ]
 
+    def _decode_prefixes(self, ids: list[list[list[int]]]) -> list[list[str]]:
+        """Per sample the texts of its first 0, 1, ..., T tokens."""
+        tokenizer = getattr(self.backbone.processor, "tokenizer", self.backbone.processor)
+        return [
+            tokenizer.batch_decode([sample[:end] for end in range(len(sample) + 1)], skip_special_tokens=True)
+            for group in ids
+            for sample in group
+        ]
+
     def to_experience(
         self, number: int, row_indices: list[int], judged: Judged, *, kl: bool, temperature: float, size: int
     ) -> Experience:
@@ -193,6 +210,7 @@ class Collector:
             scores=scores,
             ended=samples.ended,
             train_mask=judged_mask(scores, samples.completions.mask),
+            token_rewards=_padded(judged.judgement.token_rewards, samples.logps),
             old_logps=samples.logps,
             values=samples.values,
         )
@@ -254,6 +272,14 @@ class Collector:
 
         with evaluating(self.actor_critic), self.autocast():
             return Experience(prompts=self.actor_critic.within_forward(prepare), **saved)
+
+
+def _padded(rows: list[list[float]] | None, like: Tensor) -> Tensor | None:
+    """Ragged per-token numbers in the shape of `like`, zeros behind them."""
+    if rows is None:
+        return None
+    width = like.shape[1]
+    return like.new_tensor([row + [0.0] * (width - len(row)) for row in rows])
 
 
 def join_samples(parts: list[Samples], pad_id: int) -> Samples:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from mmft.engine.reward_calls import Isolation
 from mmft.engine.sampling import SamplingParams
 from mmft.errors import ConfigError
 
@@ -45,6 +46,17 @@ class OnlineConfig(TrainingArguments):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward function; all 1 if unset."}
     )
+    reward_time_limit: float | None = field(
+        default=None,
+        metadata={"help": "Seconds one call of a reward may take; a reward's own `time_limit` goes first."},
+    )
+    reward_on_error: str = field(
+        default="raise",
+        metadata={
+            "help": "`raise`: a failing reward stops the run; `mask`: its samples are left out and counted. "
+            "A reward's own `on_error` goes first."
+        },
+    )
     feature_cache_mb: int = field(
         default=2048,
         metadata={"help": "Memory for encoded prompts while the vision path is frozen; 0 is off."},
@@ -57,6 +69,7 @@ class OnlineConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.sampling_params()
+        self.isolation()
         for name in ("num_ppo_epochs", "num_mini_batches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` must be >= 1; got {getattr(self, name)}.")
@@ -80,6 +93,10 @@ class OnlineConfig(TrainingArguments):
             raise ConfigError(
                 f"`feature_cache_mb` must be >= 0; got {self.feature_cache_mb}. 0 switches it off."
             )
+
+    def isolation(self) -> Isolation:
+        """Time limit and error policy of rewards that bring none of their own."""
+        return Isolation(self.reward_time_limit, self.reward_on_error)
 
     def sampling_params(self) -> SamplingParams:
         """The sampler's settings in training."""

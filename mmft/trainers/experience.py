@@ -20,7 +20,7 @@ from mmft.engine.actor_critic import Prompts
 from mmft.engine.packing import Completions
 from mmft.errors import ConfigError
 
-TENSORS = ("old_logps", "ref_logps", "values", "advantages", "returns", "train_mask")
+TENSORS = ("old_logps", "ref_logps", "values", "token_rewards", "advantages", "returns", "train_mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class Experience:
     """(N, R) under the reference policy."""
     values: Tensor | None = None
     """(N, R) of the critic at sampling time."""
+    token_rewards: Tensor | None = None
+    """(N, R) what dense rewards pay for each token, beside the score at the end; 0 at padding."""
     advantages: Tensor | None = None
     """(N, R)"""
     returns: Tensor | None = None

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmft.trainers.collector import Judged
+
+
+def held_out_batches(num_rows: int, size: int, process: int, count: int) -> Iterator[tuple[list[int], int]]:
+    """Row numbers of the batches of one of `count` processes, and how many of each are not repeats.
+
+    With sharded weights every process must run as many batches as the others, so the last ones wrap around.
+    """
+    for start in range(process * size, -(-num_rows // (size * count)) * size * count, size * count):
+        yield [row % num_rows for row in range(start, start + size)], max(min(num_rows - start, size), 0)
 
 
 def held_out_samples(indices: list[int], judged: Judged) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Means of everything measured between two log lines, over all processes, each value with its weight."""
+"""Means (and counts) of everything measured between two log lines, over all processes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from accelerate.utils import gather_object
 
 
 class MetricLog:
-    """Collects weighted values by name; `flush` returns their means over all processes and starts anew."""
+    """Collects weighted values by name; `flush` returns means and counts over processes, and starts anew."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}
+        self._counts: dict[str, float] = {}
+
+    def count(self, name: str, number: float) -> None:
+        """Adds to a number that is summed instead of averaged."""
+        self._counts[name] = self._counts.get(name, 0.0) + number
 
     def add(self, name: str, value: float, weight: float = 1.0) -> None:
         """Adds a value that stands for `weight` tokens, samples or calls; NaN values are left out."""
@@ -36,12 +41,16 @@ class MetricLog:
         self.add(f"seconds/{name}", perf_counter() - start)
 
     def flush(self) -> dict[str, float]:
-        """Global means by name, in order of first use; collective."""
-        gathered: list[dict[str, tuple[float, float]]] = gather_object([self._sums])
-        self._sums = {}
+        """Global means, then counts, by name, in order of first use; collective."""
+        both = gather_object([(self._sums, self._counts)])
+        gathered: list[dict[str, tuple[float, float]]] = [sums for sums, _ in both]
+        self._sums, self._counts = {}, {}
         names = dict.fromkeys(name for sums in gathered for name in sums)
         means = {}
         for name in names:
             parts = [sums[name] for sums in gathered if name in sums]
             means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        for _, counts in both:
+            for name, number in counts.items():
+                means[name] = means.get(name, 0.0) + number
         return means

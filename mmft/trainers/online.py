@@ -20,7 +20,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from mmft.data.rows import PromptDataset
+from mmft.data.rows import PromptDataset, as_prompts
 from mmft.engine.actor_critic import VLMActorCritic
 from mmft.engine.judging import RewardSuite
 from mmft.engine.prompt_encoder import PromptEncoder
@@ -32,8 +32,9 @@ from mmft.trainers.callbacks import RewardProgress, RunFiles
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
 from mmft.trainers.experience import Experience, check_saved_rollouts
-from mmft.trainers.held_out import held_out_means, held_out_samples
+from mmft.trainers.held_out import held_out_batches, held_out_means, held_out_samples
 from mmft.trainers.metric_log import MetricLog
+from mmft.trainers.reward_state import load_reward_state, save_reward_state
 from mmft.trainers.schedule import RolloutPlan, Ticket, ticket_loader
 from mmft.types import RewardFunction
 
@@ -85,10 +86,10 @@ class OnlineTrainer(Trainer, abc.ABC):
             raise ConfigError("`reward_funcs` is empty; give at least one reward function.")
         set_seed(args.seed)  # adapters are drawn here, before the Trainer seeds itself
         actor_critic = self._make_actor_critic(model, args, processing_class, peft_config)
-        self.reward_suite = RewardSuite(reward_funcs, args.reward_weights)
+        self.reward_suite = RewardSuite(reward_funcs, args.reward_weights, isolation=args.isolation())
         # Evaluation reports the optimised rewards and the others, the latter with weight 0.
         weights = [*self.reward_suite.weights, *(0.0 for _ in eval_funcs)]
-        self.eval_suite = RewardSuite([*reward_funcs, *eval_funcs], weights)
+        self.eval_suite = RewardSuite([*reward_funcs, *eval_funcs], weights, isolation=args.isolation())
         self.metric_log = MetricLog()
         self.experience: Experience | None = None
         self._micro_batches: list[Experience] = []
@@ -96,8 +97,8 @@ class OnlineTrainer(Trainer, abc.ABC):
         super().__init__(
             model=actor_critic,
             args=args,
-            train_dataset=_as_prompts(train_dataset, "train"),
-            eval_dataset=_as_prompts(eval_dataset, "eval"),
+            train_dataset=as_prompts(train_dataset, "train"),
+            eval_dataset=as_prompts(eval_dataset, "eval"),
             processing_class=actor_critic.backbone.processor,
             callbacks=[RunFiles(), *(callbacks or [])],
             optimizers=optimizers,
@@ -108,6 +109,7 @@ class OnlineTrainer(Trainer, abc.ABC):
                 "Start one process per GPU (`accelerate launch`), or set CUDA_VISIBLE_DEVICES to one of them."
             )
         RewardProgress.install(self)
+        self._connect_rewards()
         # Our loss is already a sum over the tokens of the whole optimizer step.
         self.loss_is_scaled_for_ga = True
         self.actor_critic = actor_critic
@@ -133,6 +135,14 @@ class OnlineTrainer(Trainer, abc.ABC):
                 raise ConfigError("`processing_class` is missing: a model in memory needs its processor.")
             model = make_backbone(model, processor, peft_config=peft_config)
         return VLMActorCritic(model, critic=self.needs_critic, reference=self.needs_reference(args))
+
+    def _connect_rewards(self) -> None:
+        """Lets rewards see the training rows, and the other processes."""
+        if self.accelerator.num_processes > 1:
+            for suite in (self.reward_suite, self.eval_suite):
+                suite.gather = lambda obj: gather_object([obj])
+        if self.train_dataset is not None:
+            self.eval_suite.prepare(self.train_dataset.column)  # it holds the optimised rewards too
 
     @classmethod
     def needs_reference(cls, args: OnlineConfig) -> bool:
@@ -214,6 +224,7 @@ class OnlineTrainer(Trainer, abc.ABC):
                 sample_noise(plan.seed, number, samples, args.max_completion_length),
                 batch_size=args.rollout_batch_size,
                 trainer_state=self.state,
+                discount=getattr(args, "gamma", 1.0),
             )
             experience = self.collector.to_experience(
                 number,
@@ -289,7 +300,7 @@ class OnlineTrainer(Trainer, abc.ABC):
 
         Sampled ones (`eval_temperature` > 0) draw the same noise each time, so that evaluations of one run
         differ by their policies alone."""
-        dataset = self.eval_dataset if eval_dataset is None else _as_prompts(eval_dataset, "eval")
+        dataset = self.eval_dataset if eval_dataset is None else as_prompts(eval_dataset, "eval")
         if dataset is None:
             raise ConfigError("`eval_dataset` is missing; `evaluate` needs held-out rows.")
         length, temperature = self.args.max_completion_length, self.args.eval_temperature
@@ -298,27 +309,24 @@ class OnlineTrainer(Trainer, abc.ABC):
         size = self.args.per_device_eval_batch_size
         samples: list[dict[str, Any]] = []
         log = self.collector.metrics
-        self.collector.metrics = MetricLog()  # evaluation's seconds are not the training step's
+        own_log = self.collector.metrics = MetricLog()  # evaluation's seconds are not the training step's
         try:
-            # With sharded weights every process must run as many batches as the others: wrap around.
-            starts = range(process * size, -(-len(dataset) // (size * count)) * size * count, size * count)
-            for start in starts:
-                indices = [i % len(dataset) for i in range(start, start + size)]
+            for indices, fresh in held_out_batches(len(dataset), size, process, count):
                 judged = self.collector.judge(
                     [dataset[i] for i in indices],
                     params,
                     sample_noise(self.args.seed, EVALUATION, indices, length) if temperature else None,
                     rewards=self.eval_suite,
                     trainer_state=self.state,
+                    training=False,
                 )
-                fresh = max(min(len(dataset) - start, size), 0)
                 samples += held_out_samples(indices, judged)[:fresh]
         finally:
             self.collector.metrics = log
         self.eval_samples = sorted(gather_object(samples), key=lambda sample: sample["row"])
-        metrics = {
-            f"{metric_key_prefix}_{name}": value for name, value in held_out_means(self.eval_samples).items()
-        }
+        masked = {name: number for name, number in own_log.flush().items() if name.endswith("/masked")}
+        means = held_out_means(self.eval_samples) | masked
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -369,7 +377,9 @@ class OnlineTrainer(Trainer, abc.ABC):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
-            self.actor_critic.save_pretrained(output_dir or cast(str, self.args.output_dir), state_dict)
+            folder = output_dir or cast(str, self.args.output_dir)
+            self.actor_critic.save_pretrained(folder, state_dict)
+            save_reward_state(self.eval_suite, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
@@ -382,11 +392,8 @@ class OnlineTrainer(Trainer, abc.ABC):
         if checkpoint is not None:
             self._resume_folder = Path(checkpoint)
             check_saved_rollouts(self._resume_folder, self.plan.fingerprint())
+            load_reward_state(self.eval_suite, checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:
         self.actor_critic.load_checkpoint(cast(str, self.state.best_model_checkpoint))
-
-
-def _as_prompts(rows: Any, name: str) -> PromptDataset | None:
-    return rows if rows is None or isinstance(rows, PromptDataset) else PromptDataset(rows, name=name)

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mmft._masking import last_valid, masked_whiten
+from mmft._masking import last_valid, masked_whiten, zero_outside
 from mmft.engine.scoring import Scores
 from mmft.errors import ConfigError
 from mmft.estimators.advantages import gae
@@ -73,6 +73,8 @@ class PPOTrainer(OnlineTrainer):
         if args.missing_eos_penalty is not None:
             scores = penalize_missing_eos(scores, experience.ended, penalty=args.missing_eos_penalty)
         rewards = per_token_rewards(scores, kl, mask, kl_coef=args.kl_coef)
+        if experience.token_rewards is not None:
+            rewards = rewards + zero_outside(experience.token_rewards, mask)
         if args.whiten_rewards:
             rewards = masked_whiten(rewards, mask, shift_mean=False, reduce=self._sum_over_processes)
         # A cut completion is judged as it stands, so nothing follows its last token either.

@@ -12,7 +12,8 @@ import PIL.Image
 import pytest
 import torch
 
-from mmft.engine.judging import Judgement, RewardSuite, is_async, reward_names
+from mmft.engine.judging import Judgement, RewardSuite
+from mmft.engine.reward_calls import is_async, reward_names
 from mmft.errors import ConfigError, RewardError
 from mmft.types import PromptRow
 from rewards import CaptioningReward

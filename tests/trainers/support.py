@@ -122,7 +122,9 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def random_experience(num_prompts: int = 3, num_generations: int = 2, seed: int = 0) -> Experience:
+def random_experience(
+    num_prompts: int = 3, num_generations: int = 2, seed: int = 0, dense: bool = False
+) -> Experience:
     """Random numbers in the shape of a rollout, of completions of 1 to LENGTH tokens; prompts are names."""
     generator = torch.Generator().manual_seed(seed)
     count = num_prompts * num_generations
@@ -145,4 +147,5 @@ def random_experience(num_prompts: int = 3, num_generations: int = 2, seed: int 
         old_logps=numbers() - 2 * mask,
         ref_logps=numbers() - 2 * mask,
         values=numbers(),
+        token_rewards=numbers(0.1) if dense else None,
     )

@@ -23,7 +23,7 @@ TRL_PPO = {
 }  # fmt: skip
 """Names and defaults of TRL 1.12's PPOConfig."""
 TRL_GRPO = {"num_generations", "max_completion_length", "temperature", "top_p", "top_k", "reward_weights"}
-OWN = {"eval_temperature", "feature_cache_mb", "rollout_batch_size"}
+OWN = {"reward_time_limit", "reward_on_error", "eval_temperature", "feature_cache_mb", "rollout_batch_size"}
 
 
 def own_fields(config: type) -> dict[str, Any]:

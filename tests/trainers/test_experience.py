@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def full_experience() -> Experience:
-    experience = random_experience()
+    experience = random_experience(dense=True)
     return experience.with_tensors(advantages=experience.old_logps + 1, returns=experience.values * 2)
 
 

@@ -26,6 +26,14 @@ def test_what_was_not_measured_stays_out():
     assert log.flush() == {"kl": 1.5}
 
 
+def test_counts_are_summed():
+    log = MetricLog()
+    log.count("masked", 2)
+    log.count("masked", 3)
+    assert log.flush() == {"masked": 5.0}
+    assert log.flush() == {}
+
+
 def test_a_flush_starts_anew():
     log = MetricLog()
     log.add("loss", 1.0)
@@ -36,12 +44,15 @@ def test_a_flush_starts_anew():
 
 
 def test_processes_count_by_their_weight(monkeypatch: pytest.MonkeyPatch):
-    other = {"loss": (10.0, 1.0), "only there": (6.0, 2.0)}  # sums and weights of another process
+    sums = {"loss": (10.0, 1.0), "only there": (6.0, 2.0)}  # sums and weights of another process
+    other = (sums, {"masked": 2.0, "masked there": 1.0})
     monkeypatch.setattr(metric_log, "gather_object", lambda mine: [*mine, other])
     log = MetricLog()
     log.add("loss", 2.0, weight=3)
     log.add("only here", 1.0)
-    assert log.flush() == {"loss": 4.0, "only here": 1.0, "only there": 3.0}  # (2 * 3 + 10) / 4
+    log.count("masked", 3)
+    means = {"loss": 4.0, "only here": 1.0, "only there": 3.0}  # (2 * 3 + 10) / 4
+    assert log.flush() == means | {"masked": 5.0, "masked there": 1.0}
 
 
 def test_times_are_seconds():

@@ -1,0 +1,37 @@
+"""What rewards have gathered (statistics, document frequencies), kept with the run and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from mmft.engine.judging import RewardSuite
+from mmft.errors import ConfigError
+
+REWARDS_FILE = "rewards.json"
+
+
+def save_reward_state(suite: RewardSuite, folder: str | os.PathLike[str]) -> None:
+    """Writes the state of every reward that keeps one, by name; no file without any."""
+    state = suite.state_dict()
+    if state:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / REWARDS_FILE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+
+
+def load_reward_state(suite: RewardSuite, folder: str | os.PathLike[str]) -> None:
+    """Gives rewards back what `save_reward_state` wrote.
+
+    Raises:
+        ConfigError: a reward keeps a state and the folder has none of it.
+    """
+    path = Path(folder) / REWARDS_FILE
+    state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    missing = sorted(set(suite.state_dict()) - set(state))
+    if missing:
+        raise ConfigError(
+            f"`resume_from_checkpoint`: {path} holds nothing for the reward {missing[0]!r}, which keeps a "
+            "state. Resume with the rewards of the stopped run."
+        )
+    suite.load_state_dict(state)
