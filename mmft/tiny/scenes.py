@@ -43,12 +43,17 @@ class Scene:
 
 def make_scene(split: str, index: int, seed: int = 0) -> Scene:
     """Scene number `index` of `split`; the same arguments always give the same pixels."""
-    if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}; got {split!r}.")
-    digest = hashlib.sha256(f"scenes/{split}/{seed}/{index}".encode()).digest()
-    stream = random.Random(int.from_bytes(digest[:8], "big"))
+    stream = random_stream("scenes", split, seed, index)
     objects = sample_objects(stream)
     return Scene(draw_scene(objects, stream), objects)
+
+
+def random_stream(dataset: str, split: str, seed: int, index: int) -> random.Random:
+    """The random numbers of one row, which no other row of any dataset, split or seed shares."""
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}; got {split!r}.")
+    digest = hashlib.sha256(f"{dataset}/{split}/{seed}/{index}".encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
 
 
 def load_scenes(split: str = "train", size: int = 1000, seed: int = 0) -> Dataset:
@@ -83,8 +88,8 @@ def sample_objects(stream: random.Random) -> tuple[SceneObject, ...]:
         for colour in stream.sample(tuple(COLOURS), count)
     ]
     while True:
-        placed = [SceneObject(*kind, *_centre(kind[2], stream)) for kind in kinds]
-        if _well_apart(placed):
+        placed = [SceneObject(*kind, *sample_centre(kind[2], stream)) for kind in kinds]
+        if well_apart(placed):
             return tuple(sorted(placed, key=lambda item: item.x))
 
 
@@ -97,14 +102,15 @@ def _row(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _centre(size: str, stream: random.Random) -> tuple[float, float]:
+def sample_centre(size: str, stream: random.Random) -> tuple[float, float]:
     """A centre that keeps the shape inside, in quarter pixels so that float32 columns hold it exactly."""
     margin = DIAMETERS[size][1] // 2 + 1
     x, y = (stream.randint(4 * margin, 4 * (CANVAS - margin)) / 4 for _ in range(2))
     return x, y
 
 
-def _well_apart(objects: Sequence[SceneObject]) -> bool:
+def well_apart(objects: Sequence[SceneObject]) -> bool:
+    """Whether nothing touches, every relation is plain and no two objects share a column."""
     return all(_pair_is_clear(first, second) for first, second in itertools.combinations(objects, 2))
 
 
