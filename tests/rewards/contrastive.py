@@ -25,7 +25,8 @@ from transformers import (
 
 FAMILIES = ("clip", "siglip", "siglip2")
 POSITIONS = 48
-SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
+# Not 2 for </s>: CLIP takes that for the first checkpoints' mistaken config and pools at the largest id.
+SPECIAL = {"<pad>": 0, "<s>": 1, "<unk>": 2, "</s>": 3}
 _SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -34,7 +35,7 @@ def build_tokenizer(*, begin: str) -> PreTrainedTokenizerFast:
     vocabulary = SPECIAL | {f"<0x{byte:02X}>": len(SPECIAL) + byte for byte in range(256)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A </s>".strip(), special_tokens=[("<s>", 1), ("</s>", 2)]
+        single=f"{begin} $A </s>".strip(), special_tokens=[("<s>", 1), ("</s>", 3)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -54,7 +55,7 @@ def build_contrastive(family: str) -> tuple[PreTrainedModel, ProcessorMixin]:
         "max_position_embeddings": POSITIONS,
         "pad_token_id": 0,
         "bos_token_id": 1,
-        "eos_token_id": 2,
+        "eos_token_id": 3,
     }
     vision = {**_SHAPE, "image_size": 16, "patch_size": 4}
     torch.manual_seed(0)
