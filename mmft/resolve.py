@@ -23,6 +23,9 @@ RewardSpec = str | Mapping[str, Any]
 """`captioning` or `{name: captioning, alpha: 1.0}`; names may also be `trl:NAME` or `my_module:my_reward`."""
 
 SHORT_NAMES = {
+    "composite": "rewards:CompositeReward",
+    "potential_shaping": "rewards:PotentialShaping",
+    "shaped": "rewards:ShapedReward",
     "bleu": "rewards:BleuReward",
     "captioning": "rewards:CaptioningReward",
     "cider_d": "rewards:CiderReward",

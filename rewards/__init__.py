@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from rewards.checks import check_reward
     from rewards.cider import CiderD, CiderReward, DocumentFrequencies
     from rewards.clip_score import ClipScore, RefClipScore
+    from rewards.composite import CompositeReward
     from rewards.detail import caption_detail, detail_reward
     from rewards.length import excess_length, length_penalty
     from rewards.rouge import RougeLReward, sentence_rouge_l
+    from rewards.shaping import PotentialShaping, ShapedReward, potential_differences, shaped_reward
+    from rewards.statistics import RunningStatistics
     from rewards.text import completion_text
 
 __all__ = [
@@ -27,9 +30,13 @@ __all__ = [
     "CiderD",
     "CiderReward",
     "ClipScore",
+    "CompositeReward",
     "DocumentFrequencies",
+    "PotentialShaping",
     "RefClipScore",
     "RougeLReward",
+    "RunningStatistics",
+    "ShapedReward",
     "bleu_reward",
     "caption_detail",
     "check_reward",
@@ -37,8 +44,10 @@ __all__ = [
     "detail_reward",
     "excess_length",
     "length_penalty",
+    "potential_differences",
     "sentence_bleu",
     "sentence_rouge_l",
+    "shaped_reward",
 ]
 
 _HOME = {
@@ -47,9 +56,13 @@ _HOME = {
     "CiderD": "rewards.cider",
     "CiderReward": "rewards.cider",
     "ClipScore": "rewards.clip_score",
+    "CompositeReward": "rewards.composite",
     "DocumentFrequencies": "rewards.cider",
+    "PotentialShaping": "rewards.shaping",
     "RefClipScore": "rewards.clip_score",
     "RougeLReward": "rewards.rouge",
+    "RunningStatistics": "rewards.statistics",
+    "ShapedReward": "rewards.shaping",
     "bleu_reward": "rewards.bleu",
     "caption_detail": "rewards.detail",
     "check_reward": "rewards.checks",
@@ -57,8 +70,10 @@ _HOME = {
     "detail_reward": "rewards.detail",
     "excess_length": "rewards.length",
     "length_penalty": "rewards.length",
+    "potential_differences": "rewards.shaping",
     "sentence_bleu": "rewards.bleu",
     "sentence_rouge_l": "rewards.rouge",
+    "shaped_reward": "rewards.shaping",
 }
 
 
