@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -19,7 +20,14 @@ from mmft.models.backbone import Backbone, load_backbone, make_backbone
 from mmft.models.freezing import parameter_parts
 from mmft.models.seam import find_text_model
 from mmft.resolve import resolve_rewards
-from mmft.tiny import SCENES_NAME, load_scenes
+from mmft.tiny import (
+    PREFERENCES_NAME,
+    RATINGS_NAME,
+    SCENES_NAME,
+    load_preferences,
+    load_ratings,
+    load_scenes,
+)
 from mmft.trl_bridge import get_peft_config, get_quantization_config
 from mmft.types import RewardFunction
 
@@ -27,6 +35,12 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 DEFAULT_SCENES = 512
+BUILT_IN = {
+    SCENES_NAME: load_scenes,
+    PREFERENCES_NAME: load_preferences,
+    RATINGS_NAME: load_ratings,
+}
+"""Datasets that are drawn rather than stored, by their `dataset_name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +76,15 @@ def load_rows(script: DataConfig, split: str, max_rows: int | None) -> Dataset:
         config_name=script.dataset_config,
         max_rows=max_rows,
         rename_columns=script.rename_columns if isinstance(script.rename_columns, dict) else None,
-        builtin={SCENES_NAME: _scenes},
+        builtin={name: functools.partial(_drawn, name) for name in BUILT_IN},
     )
 
 
-def _scenes(split: str, count: int | None) -> Dataset:
+def _drawn(name: str, split: str, count: int | None) -> Dataset:
     try:
-        return load_scenes(split, count or DEFAULT_SCENES)
+        return BUILT_IN[name](split, count or DEFAULT_SCENES)
     except ValueError as error:
-        raise DataError(f"`dataset_name: {SCENES_NAME}`: {error}") from error
+        raise DataError(f"`dataset_name: {name}`: {error}") from error
 
 
 def load_prompts(script: DataConfig, split: str, max_rows: int | None) -> PromptDataset:
