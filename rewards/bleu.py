@@ -15,7 +15,15 @@ from typing import Any
 from rewards.ngrams import MAX_ORDER, Ngram, ngrams, tokenizer, tokens
 from rewards.text import Completion, completion_text, text_column
 
-__all__ = ["MAX_ORDER", "BleuReward", "bleu_reward", "reference_ngrams", "sentence_bleu", "tokens"]
+__all__ = [
+    "MAX_ORDER",
+    "BleuReward",
+    "bleu_reward",
+    "bleu_statistics",
+    "reference_ngrams",
+    "sentence_bleu",
+    "tokens",
+]
 
 SMOOTHING = ("exp", "coco")
 _TINY, _SMALL = 1e-15, 1e-9  # of the coco-caption tools, which add them to numerators and denominators
@@ -86,13 +94,28 @@ def sentence_bleu(
         raise ValueError(f"`max_order` must be between 1 and {MAX_ORDER}; got {max_order}.")
     if smoothing not in SMOOTHING:
         raise ValueError(f"`smoothing` must be one of {', '.join(SMOOTHING)}; got {smoothing!r}.")
+    length, closest, matches = bleu_statistics(caption, references, max_order=max_order, tokenize=tokenize)
+    if smoothing == "coco":
+        return _coco_bleu(matches, length, closest)
+    return _smoothed_bleu(matches, length, closest)
+
+
+def bleu_statistics(
+    caption: str,
+    references: tuple[str, ...] | list[str],
+    *,
+    max_order: int = MAX_ORDER,
+    tokenize: str = "13a",
+) -> tuple[int, int, list[int]]:
+    """What BLEU is made of: tokens of the caption, closest reference length, matched n-grams per order.
+
+    A corpus has the sums over its captions; a caption of c tokens has max(0, c - n + 1) n-grams.
+    """
     found = reference_ngrams(tuple(references), tokenize)
     words = tokenizer(tokenize)(caption)
-    matches = _matches(words, found, max_order)
-    closest = min(found.lengths, key=lambda length: (abs(length - len(words)), length))
-    if smoothing == "coco":
-        return _coco_bleu(matches, len(words), closest)
-    return _smoothed_bleu(matches, len(words), closest)
+    length = len(words)
+    closest = min(found.lengths, key=lambda other: (abs(other - length), other))
+    return length, closest, _matches(words, found, max_order)
 
 
 def _matches(words: list[str], found: ReferenceNgrams, max_order: int) -> list[int]:

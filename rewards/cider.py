@@ -114,16 +114,18 @@ class PreparedReferences:
 
 
 class CiderD:
-    """CIDEr-D of captions against references (Vedantam et al. 2015, arXiv:1411.5726, section 3 and eq. 8-9).
+    """CIDEr-D of captions against references (Vedantam et al. 2015, arXiv:1411.5726).
 
         CIDEr-D   = 10 * 1/4 * sum_n CIDEr-D_n,                n = 1..4
         CIDEr-D_n = 1/J * sum_j exp(-(l(c) - l(r_j))^2 / (2 * sigma^2))
                           * min(g_n(c), g_n(r_j)) . g_n(r_j) / (|g_n(c)| * |g_n(r_j)|)
 
-    g_n(x) holds count(gram in x) * idf(gram) for every n-gram of x, the minimum is taken entry by entry, and
-    sigma = 6. As in the coco-caption tools, the paper's term frequency is left a bare count, a cosine with an
-    empty vector is 0, and l(x) is the number of bigrams of x: one less than its words, 0 for an empty text.
-    Scores lie in [0, 10]; with the document frequencies of one picture every idf, and so every score, is 0.
+    The paper's eq. 1 weighs n-grams, eq. 2 and 3 are the cosine and its mean over the orders; its section on
+    gaming the measure adds the minimum, the length penalty and the factor. g_n(x) holds count * idf for every
+    n-gram of x, the minimum is taken entry by entry, sigma = 6. As in the coco-caption tools, the term
+    frequency is a bare count (the cosine cancels its denominator), a cosine with an empty vector is 0, and
+    l(x) is the number of bigrams of x: one less than its words, 0 for an empty text. Scores lie in [0, 10];
+    with the document frequencies of one picture every idf, and so every score, is 0.
     """
 
     def __init__(self, document_frequencies: DocumentFrequencies, *, sigma: float = SIGMA) -> None:

@@ -35,7 +35,7 @@ def tokens(text: str) -> list[str]:
 
 
 TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"13a": tokens, "none": str.split}
-"""`13a`: lower-cased, punctuation marks are tokens. `none`: pre-tokenised text, split at blanks, case kept."""
+"""`13a`: lower case, punctuation marks are tokens. `none`: pre-tokenised text, split at blanks, case kept."""
 
 
 def tokenizer(name: str) -> Callable[[str], list[str]]:
