@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmft.engine.reward_calls import reward_names
+from mmft.engine.reward_calls import IsolatedReward, reward_names
 from mmft.errors import ConfigError
 from mmft.types import RewardFunction
 
@@ -35,6 +35,10 @@ SHORT_NAMES = {
     "length_penalty": "rewards:length_penalty",
     "rouge_l": "rewards:RougeLReward",
 }
+ISOLATION = ("time_limit", "on_error")
+"""Keys beside a reward's arguments, which say how its calls are kept apart from the run."""
+NESTED = ("reward", "potential")
+"""Arguments that are rewards themselves; `parts` is a mapping of them, each with a `weight`."""
 _TRL_PREFIXES = ("trl:", "trl.rewards.", "trl.rewards:")
 
 
@@ -48,21 +52,56 @@ def resolve_rewards(specs: Sequence[RewardSpec] | RewardSpec) -> tuple[list[Rewa
 def resolve_reward(spec: RewardSpec) -> RewardFunction:
     """One reward from its name and arguments.
 
-    - A short name: `captioning`, `bleu`, `detail`, `length_penalty`.
+    - A short name, as `SHORT_NAMES` lists them.
     - `trl:NAME` or `trl.rewards.NAME`: a reward that ships with TRL. Names that start with `get_` make a
-    reward from
-      the arguments. TRL's rewards read messages; they are wrapped so that text prompts work as well.
+      reward from the arguments. TRL's rewards read messages; they are wrapped so that text prompts work too.
     - `my_module:my_reward`: your own, from the current folder or an installed package. A class is made with
-    the
-      arguments; a function gets them at each call.
+      the arguments; a function gets them at each call.
+
+    Beside the arguments, `time_limit` (seconds) and `on_error` (raise, mask) isolate its calls. Rewards made
+    of others take specs where they take rewards: `{name: shaped, reward: bleu, potential: {name: ...}}`,
+    `{name: composite, parts: {text: {name: bleu, weight: 2.0}}}`.
 
     Raises:
         ConfigError: Nothing of that name, not callable, or arguments it does not take.
     """
     name, arguments = _name_and_arguments(spec)
+    isolation = {key: arguments.pop(key) for key in ISOLATION if key in arguments}
+    arguments = _with_rewards_inside(arguments)
     if name.startswith(_TRL_PREFIXES):
-        return _trl_reward(name, arguments)
-    return _made(_imported(SHORT_NAMES.get(name, name), name), name, arguments)
+        reward = _trl_reward(name, arguments)
+    else:
+        reward = _made(_imported(SHORT_NAMES.get(name, name), name), name, arguments)
+    return IsolatedReward(reward, **isolation) if isolation else reward
+
+
+def _with_rewards_inside(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with the specs among them resolved; the weights of `parts` become `weights`."""
+    arguments = dict(arguments)
+    for key in NESTED:
+        if isinstance(arguments.get(key), (str, Mapping)):
+            arguments[key] = _inner(arguments[key], key)
+    parts = arguments.get("parts")
+    if not isinstance(parts, Mapping):
+        return arguments
+    specs = {
+        part: dict(spec) if isinstance(spec, Mapping) else {"name": spec} for part, spec in parts.items()
+    }
+    weights = {part: spec.pop("weight") for part, spec in specs.items() if "weight" in spec}
+    arguments["parts"] = {part: _inner(spec, f"parts: {part}") for part, spec in specs.items()}
+    if weights:
+        arguments["weights"] = dict(arguments.get("weights") or {}) | weights
+    return arguments
+
+
+def _inner(spec: RewardSpec, where: str) -> RewardFunction:
+    reward = resolve_reward(spec)
+    if isinstance(reward, IsolatedReward):
+        raise ConfigError(
+            f"`{where}` sets `{ISOLATION[0]}` or `{ISOLATION[1]}`; set them on the outer reward, which is "
+            "called as a whole."
+        )
+    return reward
 
 
 class MessageForm:

@@ -91,7 +91,7 @@ class RewardSuite:
             reward_funcs: One reward or several; `async` ones run at the same time.
             weights: One number per reward; default 1.
             names: One name per reward; default its `__name__` or class name, made unique.
-            isolation: Time limit and error policy of every reward that is no `IsolatedReward`.
+            isolation: Time limit and error policy, where a reward is no `IsolatedReward` with its own.
         """
         listed = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         if not listed:
@@ -102,7 +102,9 @@ class RewardSuite:
                     f"`reward_funcs` holds {reward!r}, which is not callable. Resolve names with "
                     "`mmft.resolve.resolve_rewards`."
                 )
-        self.isolations = [r.isolation if isinstance(r, IsolatedReward) else isolation for r in listed]
+        self.isolations = [
+            r.isolation(isolation) if isinstance(r, IsolatedReward) else isolation for r in listed
+        ]
         self.reward_funcs = [r.reward if isinstance(r, IsolatedReward) else r for r in listed]
         self.weights = _checked_weights(weights, len(listed))
         self.names = reward_names(listed) if names is None else tuple(names)
@@ -223,7 +225,7 @@ class RewardSuite:
         weights, count = torch.tensor(self.weights), len(batch)
         numbers = [self._numbers(k, answers[k], count, dense, training) for k in range(len(answers))]
         rewards = torch.tensor(numbers, dtype=torch.float32).T.reshape(count, len(numbers))
-        pays_tokens = torch.tensor([dense and is_dense(reward) for reward in self.reward_funcs])
+        pays_tokens = torch.tensor([is_dense(reward) for reward in self.reward_funcs])
         judged, counts = ~rewards.isnan(), weights != 0
         # Dense rewards shape the way to a score; alone they are the score.
         scoring = counts & ~pays_tokens if (counts & ~pays_tokens).any() else counts

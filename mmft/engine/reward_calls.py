@@ -34,16 +34,23 @@ class Isolation:
 
 
 class IsolatedReward:
-    """A reward with a time limit and an error policy of its own, in place of the trainer's.
+    """A reward with a time limit or an error policy of its own; where it has none, the trainer's holds.
 
     Everything else (its name, optional methods) is the reward's.
     """
 
     def __init__(
-        self, reward: RewardFunction, *, time_limit: float | None = None, on_error: str = "raise"
+        self, reward: RewardFunction, *, time_limit: float | None = None, on_error: str | None = None
     ) -> None:
         self.reward = reward
-        self.isolation = Isolation(time_limit, on_error)
+        self.time_limit = time_limit
+        self.on_error = on_error
+        self.isolation(Isolation())  # checks the values here, where they are written down
+
+    def isolation(self, otherwise: Isolation) -> Isolation:
+        """Its own settings, and `otherwise` where it has none."""
+        limit = otherwise.time_limit if self.time_limit is None else self.time_limit
+        return Isolation(limit, otherwise.on_error if self.on_error is None else self.on_error)
 
     def __call__(self, *args: Any, **columns: Any) -> Any:
         """Calls the reward; limits and policies act where a `RewardSuite` calls it."""

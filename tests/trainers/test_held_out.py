@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from mmft.engine.sampling import SamplingParams
 from mmft.errors import ConfigError
 from mmft.trainers.callbacks import METRICS_FILE, append_line
-from mmft.trainers.held_out import held_out_means
+from mmft.trainers.held_out import held_out_columns, held_out_means
 from mmft.trainers.ppo import PPOTrainer
 from tests.trainers.support import (
     make_rows,
@@ -93,6 +95,34 @@ def test_reward_weights_count(tmp_path: Path):
     assert logged["reward"] == pytest.approx(2 * logged["rewards/token_reward"] - 3)
     with pytest.raises(ConfigError, match=r"`reward_weights` has 1 numbers for 2 rewards"):
         make_trainer(tmp_path, rewards=[token_reward, ones], reward_weights=[2.0])
+
+
+def test_columns_stay_in_step_where_a_part_is_logged_now_and_then():
+    samples = [
+        {"tokens": 1, "ended": True, "reward": 1.0, "rewards": {"a": 1.0}},
+        {"tokens": 2, "ended": False, "reward": 2.0, "rewards": {"a": 2.0, "a/part": 0.5}},
+    ]
+    columns = held_out_columns(samples)
+    assert columns["rewards/a/part"] == [None, 0.5]
+    assert columns["completions/no_eos_share"] == [0.0, 1.0]
+    assert held_out_means(samples)["rewards/a/part"] == 0.5
+
+
+def test_samples_tell_how_likely_the_policy_found_them(tmp_path: Path):
+    trainer = make_trainer(tmp_path, eval_rows=make_rows(3))
+    trainer.evaluate()
+    row = trainer.eval_dataset[1]
+    with torch.no_grad():
+        judged = trainer.collector.judge([row], trainer_params(trainer), None)
+        scores = trainer.actor_critic(judged.prompts, judged.samples.completions)
+    mean = float(scores.logps.sum() / judged.samples.completions.lengths[0])
+    assert trainer.eval_samples[1]["mean_logp"] == pytest.approx(mean, abs=1e-5)
+    assert mean < 0
+
+
+def trainer_params(trainer: PPOTrainer) -> SamplingParams:
+    length = trainer.args.max_completion_length
+    return SamplingParams(num_generations=1, max_completion_length=length, temperature=0)
 
 
 def lines(trainer: PPOTrainer) -> list[dict[str, Any]]:

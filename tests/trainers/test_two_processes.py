@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -75,7 +76,7 @@ def log(folder: Path, number: int) -> dict[str, Any]:
     return json.loads((folder / f"log_{number}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["lora", "full weights", "unjudged"])
+@pytest.mark.parametrize("name", ["lora", "full weights", "unjudged", "masked", "scaled"])
 def test_two_processes_make_the_update_of_one(name: str, folder: Path, tmp_path: Path):
     alone = scenario(name, tmp_path, 1)
     start = trained_weights(alone)
@@ -91,7 +92,7 @@ def test_two_processes_make_the_update_of_one(name: str, folder: Path, tmp_path:
         assert mine == pytest.approx(theirs, abs=2e-4)
 
 
-@pytest.mark.parametrize("name", ["lora", "full weights", "unjudged", "saving"])
+@pytest.mark.parametrize("name", ["lora", "full weights", "unjudged", "masked", "scaled", "saving"])
 def test_both_processes_hold_the_same_weights(name: str, folder: Path):
     assert moved(weights(folder / name, 0), weights(folder / name, 1)) == set()
 
@@ -106,6 +107,28 @@ def test_the_processes_had_different_lengths_and_logged_the_same(folder: Path):
 def test_a_process_without_any_judgement_waits_for_nobody(folder: Path):
     share = [step["rewards/unjudged_share"] for step in log(folder / "unjudged", 0)["steps"][::2]]
     assert share[0] == 0.5
+
+
+def test_what_fails_on_one_process_is_masked_there_and_counted_by_both(folder: Path):
+    for number in (0, 1):
+        steps = log(folder / "masked", number)["steps"][::2]
+        assert [step.get("rewards/failing_reward/masked") for step in steps] == [8.0, None]
+        assert steps[0]["rewards/unjudged_share"] == 0.5
+    unjudged, masked = (weights(folder / name, 0) for name in ("unjudged", "masked"))
+    assert moved(unjudged, masked) == set(), "a masked sample trains no more than an unjudged one"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("failing", "'failing_reward' failed on row .* no luck"),
+        ("stalling", "took longer than its `time_limit`"),
+    ],
+)
+def test_an_error_on_one_process_stops_both(name: str, told: str, folder: Path):
+    first, second = ((folder / f"{name}_{number}.txt").read_text() for number in (0, 1))
+    assert re.search(told, second)
+    assert first == f"on process 1: {second}"
 
 
 @pytest.mark.parametrize("step", [2, 3], ids=["between rollouts", "inside a rollout"])

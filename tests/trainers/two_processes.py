@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from mmft.errors import RewardError
 from mmft.trainers.ppo import PPOTrainer
+from rewards import CompositeReward
 from tests.trainers.support import make_rows, make_trainer, step_rows, token_reward, trained_weights
 
 BASE: dict[str, Any] = {
@@ -34,20 +37,53 @@ def unjudged_reward(completion_ids: list[list[int]], **columns: Any) -> list[flo
     return [None if skip else reward for skip, reward in zip(columns["skip"], rewards, strict=True)]
 
 
+def failing_reward(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+    """Fails on the rows that the second process holds in the first rollout, and on none later."""
+    if any(columns["skip"]):
+        raise ZeroDivisionError("no luck")
+    return token_reward(completion_ids, **columns)
+
+
+def stalling_reward(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+    """Stalls where `failing_reward` fails."""
+    if any(columns["skip"]):
+        time.sleep(20)
+    return token_reward(completion_ids, **columns)
+
+
+def scaled_reward() -> CompositeReward:
+    """Two parts on scales of their own, brought to one by statistics over all samples."""
+
+    def length(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+        return [100.0 * len(ids) for ids in completion_ids]
+
+    return CompositeReward({"tokens": token_reward, "length": (length, -0.5)}, scaling="z-score")
+
+
 def scenario(name: str, folder: Path, num_processes: int) -> PPOTrainer:
     """The trainer of a scenario, for this many processes and the same global batch."""
     settings = BASE | {"per_device_train_batch_size": 8 // num_processes}
     rows = make_rows(16)
     if name == "full weights":
         settings |= {"lora": False, "max_steps": 4}
-    if name == "unjudged":
+    if name == "scaled":
+        settings |= {"rewards": scaled_reward()}
+    if name in ("unjudged", "masked", "failing", "stalling"):
         plan = make_trainer(folder, rows=rows, **settings).plan
         second = plan.rows(0, 1) if num_processes == 2 else plan.rows(0, 0)[4:]
         rows = [row | {"skip": row["number"] in second} for row in rows]
-        settings |= {"rewards": unjudged_reward, "max_steps": 4}
+        settings |= {"rewards": unjudged_reward, "max_steps": 4} | SPOILED.get(name, {})
     if name == "saving":
         settings |= {"save_strategy": "steps", "save_steps": 1, "lora_dropout": 0.1}
     return make_trainer(folder, rows=rows, eval_rows=make_rows(5), **settings)
+
+
+SPOILED: dict[str, dict[str, Any]] = {
+    "masked": {"rewards": failing_reward, "reward_on_error": "mask"},
+    "failing": {"rewards": failing_reward},
+    "stalling": {"rewards": stalling_reward, "reward_time_limit": 0.5},
+}
+"""Rewards that break down on the rows of the second process."""
 
 
 def record(trainer: PPOTrainer, folder: Path, number: int) -> None:
@@ -60,7 +96,12 @@ def record(trainer: PPOTrainer, folder: Path, number: int) -> None:
 
 def main(root: Path) -> None:
     number = int(os.environ["RANK"])
-    for name in ("lora", "full weights", "unjudged"):
+    for name in ("failing", "stalling"):
+        try:
+            scenario(name, root / name, 2).train()
+        except RewardError as error:
+            (root / f"{name}_{number}.txt").write_text(str(error))
+    for name in ("lora", "full weights", "unjudged", "masked", "scaled"):
         trainer = scenario(name, root / name, 2)
         assert trainer.accelerator.num_processes == 2
         trainer.train()
