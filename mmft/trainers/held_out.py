@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from mmft.trainers.collector import Judged
+if TYPE_CHECKING:
+    from mmft.trainers.collector import Judged
 
 
 def held_out_batches(num_rows: int, size: int, process: int, count: int) -> Iterator[tuple[list[int], int]]:
@@ -20,11 +21,14 @@ def held_out_batches(num_rows: int, size: int, process: int, count: int) -> Iter
 def held_out_samples(indices: list[int], judged: Judged) -> list[dict[str, Any]]:
     """One record per row: what was said, how it ended, and what every reward gave."""
     totals, components = judged.judgement.total.tolist(), judged.judgement.components
+    lengths = judged.samples.completions.lengths.tolist()
+    sums = judged.samples.logps.sum(dim=1).tolist()  # 0 beyond the end
     return [
         {
             "row": index,
             "completion": judged.texts[i][0],
-            "tokens": int(judged.samples.completions.lengths[i]),
+            "tokens": int(lengths[i]),
+            "mean_logp": sums[i] / max(lengths[i], 1),
             "ended": bool(judged.samples.ended[i]),
             "reward": totals[i],
             "rewards": {name: values[i] for name, values in components.items()},
@@ -33,16 +37,21 @@ def held_out_samples(indices: list[int], judged: Judged) -> list[dict[str, Any]]
     ]
 
 
-def held_out_means(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the samples that could be judged; names as in training."""
-    columns: dict[str, list[float]] = {"reward": [sample["reward"] for sample in samples]}
-    for sample in samples:
-        for name, value in sample["rewards"].items():
-            columns.setdefault(f"rewards/{name}", []).append(value)
+def held_out_columns(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """One number per sample for every measure, names as in training; None or NaN where it was not judged."""
+    columns: dict[str, list[float | None]] = {"reward": [sample["reward"] for sample in samples]}
+    # A part that a reward logs now and then is missing from some samples.
+    for name in dict.fromkeys(name for sample in samples for name in sample["rewards"]):
+        columns[f"rewards/{name}"] = [sample["rewards"].get(name) for sample in samples]
     columns["completions/mean_length"] = [float(sample["tokens"]) for sample in samples]
     columns["completions/no_eos_share"] = [float(not sample["ended"]) for sample in samples]
+    return columns
+
+
+def held_out_means(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the samples that could be judged; names as in training."""
     means = {}
-    for name, values in columns.items():
+    for name, values in held_out_columns(samples).items():
         known = [value for value in values if value is not None and value == value]
         if known:
             means[name] = sum(known) / len(known)
