@@ -56,10 +56,8 @@ def as_phrases(value: Any, column: str, row: int, *, may_be_empty: bool) -> tupl
     return kept
 
 
-def text_column(
-    values: Any, column: str, num_rows: int, *, may_be_empty: bool = False
-) -> list[tuple[str, ...] | None]:
-    """A whole column through `as_phrases`, its presence and length checked first."""
+def required_column(values: Any, column: str, num_rows: int) -> Sequence[Any]:
+    """A column as it came, its presence and length checked."""
     if values is None:
         raise ValueError(
             f"the reward needs a column `{column}` and the data has none. Rename yours to `{column}` or name "
@@ -69,7 +67,21 @@ def text_column(
         raise ValueError(
             f"`{column}` must be a list with an entry per completion ({num_rows}); got {values!r}."
         )
-    return [as_phrases(value, column, row, may_be_empty=may_be_empty) for row, value in enumerate(values)]
+    present: Sequence[Any] = values
+    return present
+
+
+def text_column(
+    values: Any, column: str, num_rows: int, *, may_be_empty: bool = False
+) -> list[tuple[str, ...] | None]:
+    """A whole column through `as_phrases`, its presence and length checked first."""
+    rows = required_column(values, column, num_rows)
+    return [as_phrases(value, column, row, may_be_empty=may_be_empty) for row, value in enumerate(rows)]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation; an apostrophe inside a word stays."""
+    return _WORD.findall(text.lower())
 
 
 def singular(word: str) -> str:
@@ -97,7 +109,7 @@ def content_words_and_links(
     words: list[str] = []
     links: list[Link] = []
     previous, loose = None, False
-    for raw in _WORD.findall(text.lower()):
+    for raw in words_of(text):
         if raw in TO_BE and raw in stop_words:
             loose = True
         elif raw in stop_words:
