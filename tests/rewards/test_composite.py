@@ -1,4 +1,4 @@
-"""A weighted sum of rewards: hand numbers, None, scaling over processes, and what is passed on to the parts."""
+"""A weighted sum of rewards: hand numbers, None, scaling over processes, what is passed on to the parts."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_parts_are_prepared_and_their_states_saved():
 
 def test_a_state_of_other_parts_is_refused():
     state = CompositeReward({"fitted": Fitted()}).state_dict()
-    with pytest.raises(ValueError, match="has a part 'fitted', which is missing now. Its parts are long"):
+    with pytest.raises(ValueError, match=r"has a part 'fitted', which is missing now\. Its parts are long"):
         CompositeReward({"long": length}).load_state_dict(state)
     with pytest.raises(ValueError, match="has a part 'fitted', which keeps no state now"):
         CompositeReward({"fitted": length}).load_state_dict(state)
@@ -318,7 +318,7 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str):
 
 def test_parts_with_statistics_over_processes_are_refused():
     scaled = CompositeReward({"long": length}, scaling="z-score")
-    with pytest.raises(ValueError, match="part 'in' keeps statistics over all processes itself. List its"):
+    with pytest.raises(ValueError, match=r"part 'in' keeps statistics over all processes itself\. List its"):
         CompositeReward({"in": scaled})
     with pytest.raises(ValueError, match="keeps statistics"):
         CompositeReward({"in": ShapedReward(scaled, length)})
