@@ -7,7 +7,6 @@ Shape legend: K distinct items, D width of the shared space.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections import OrderedDict
@@ -19,6 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor
+
+from rewards.pictures import as_rgb, image_keys
 
 logger = logging.getLogger(__name__)
 Key = TypeVar("Key", bound=Hashable)
@@ -102,9 +103,7 @@ class ClipEmbedder:
         """Unit vectors (len(images), D); a picture runs through the tower once however often it occurs."""
         if not images:
             return torch.empty(0, 0)
-        # The completions of one prompt share one picture object: its pixels are read once per call.
-        keyed = {id(image): image_key(image) for image in {id(image): image for image in images}.values()}
-        keys = [keyed[id(image)] for image in images]
+        keys = image_keys(images)
         pictures = dict(zip(keys, images, strict=True))
         with self._lock:
             before = self.counters.images_encoded
@@ -130,7 +129,7 @@ class ClipEmbedder:
         parts = []
         for batch in _batches(keys, self.batch_size):
             inputs = self._processor.image_processor(
-                images=[_rgb(pictures[key]) for key in batch], return_tensors="pt"
+                images=[as_rgb(pictures[key]) for key in batch], return_tensors="pt"
             )
             parts.append(self._run(self._model.get_image_features, inputs))
             self.counters.image_tower_calls += 1
@@ -218,18 +217,6 @@ class _Memory(Generic[Key]):
         while len(self._vectors) > self._size:
             self._vectors.popitem(last=False)
         return found
-
-
-def image_key(image: Image.Image) -> bytes:
-    """A digest of the picture's size and RGB pixels, which is all that an image tower sees of it."""
-    digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=16)
-    digest.update(_rgb(image).tobytes())
-    return digest.digest()
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    # As the image processors' own `do_convert_rgb`: an alpha channel is dropped.
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _batches(items: list[Any], size: int) -> list[list[Any]]:

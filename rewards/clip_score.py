@@ -15,10 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rewards.clip_embedder import ClipCounters, ClipEmbedder
+from rewards.pictures import Pictures, picture_column, picture_rows
 from rewards.text import Completion, completion_text, text_column
-
-Pictures = Image.Image | Sequence[Image.Image] | None
-"""One row's picture or pictures; None or an empty list: the row cannot be judged."""
 
 
 class ClipScore:
@@ -119,14 +117,13 @@ class ClipScore:
         self,
         prompts: list[Any] | None,
         completions: list[Completion],
-        images: list[Pictures] | None = None,
         *,
         log_extra: Callable[[str, list[Any]], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
         """One score per completion; see the class for None."""
-        pictures = columns.get("image") if images is None else images
+        pictures = picture_column(columns)
         if pictures is None:
             raise ValueError("the reward needs a column `images` or `image` and the data has neither.")
         captions = [completion_text(completion) for completion in completions]
@@ -158,7 +155,7 @@ class ClipScore:
 
         With `reference=True` also `reference_cosine`, the largest, and `ref_clip_score`.
         """
-        rows = _picture_rows(images, len(captions))
+        rows = picture_rows(images, len(captions))
         spoken = [bool(caption.strip()) for caption in captions]
         vectors = self.embedder.embed_texts([self.prompt + caption for caption in captions])
         cosines = self._picture_cosines(vectors, rows)
@@ -198,20 +195,6 @@ class RefClipScore(ClipScore):
     """`ClipScore` with `reference=True`, under a name of its own for configs."""
 
     uses_references = True
-
-
-def _picture_rows(images: Sequence[Pictures], count: int) -> list[list[Image.Image]]:
-    if len(images) != count:
-        raise ValueError(f"`images` has {len(images)} entries for {count} captions. Give one each, or None.")
-    rows = [[row] if isinstance(row, Image.Image) else list(row or ()) for row in images]
-    for index, row in enumerate(rows):
-        for picture in row:
-            if not isinstance(picture, Image.Image):
-                raise ValueError(
-                    f"row {index}: `images` must hold PIL images; got {type(picture).__name__}. Open files "
-                    "with `PIL.Image.open`."
-                )
-    return rows
 
 
 def _reference_rows(references: Any, column: str, count: int) -> list[list[str]]:

@@ -16,7 +16,7 @@ from mmft.engine.judging import RewardSuite
 from mmft.resolve import resolve_reward
 from mmft.types import PromptRow
 from rewards import ClipScore, RefClipScore
-from rewards.clip_embedder import image_key
+from rewards.pictures import image_key
 from tests.rewards.contrastive import FAMILIES, POSITIONS, build_contrastive, noise_picture
 
 PROMPT = "A photo depicts "
