@@ -11,10 +11,11 @@ import torch
 from trl.rewards import think_format_reward
 
 from mmft.engine.judging import RewardSuite
+from mmft.engine.reward_calls import IsolatedReward, Isolation, reward_names
 from mmft.errors import ConfigError
 from mmft.resolve import SHORT_NAMES, MessageForm, resolve_reward, resolve_rewards
 from mmft.types import PromptRow
-from rewards import CaptioningReward, bleu_reward
+from rewards import BleuReward, CaptioningReward, detail_reward
 
 OWN_REWARDS = """
 LIMIT = 3
@@ -56,12 +57,74 @@ def test_a_short_name_is_the_reward_of_the_package():
     assert isinstance(reward, CaptioningReward)
     assert (reward.alpha, reward.beta, reward.gamma) == (2.0, 0.0, 0.1)
     assert isinstance(resolve_reward(" captioning "), CaptioningReward)
-    assert resolve_reward("bleu") is bleu_reward
+    assert isinstance(resolve_reward("bleu"), BleuReward)
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "clip_score": {"model": "some/clip"},
+    "composite": {"parts": {"text": "bleu"}},
+    "judge": {"base_url": "http://localhost:1/v1", "model": "some-model"},
+    "potential_shaping": {"potential": "bleu"},
+    "ref_clip_score": {"model": "some/clip"},
+    "regex": {"pattern": "cat"},
+    "reward_model": {"path": "runs/some"},
+    "shaped": {"reward": "bleu", "potential": "detail"},
+}
+"""Arguments without which a reward cannot be made."""
 
 
 @pytest.mark.parametrize("name", SHORT_NAMES)
-def test_every_short_name_scores(name: str):
-    assert len(call(resolve_reward(name), ["a cat"], references=[["a cat"]])) == 1
+def test_every_short_name_makes_a_reward(name: str):
+    reward = resolve_reward({"name": name} | NEEDED.get(name, {}))
+    assert callable(reward)
+    (metric,) = reward_names([reward])
+    assert metric.isidentifier(), "it names metrics"
+
+
+def test_rewards_inside_of_rewards_are_resolved():
+    reward: Any = resolve_reward(
+        {
+            "name": "shaped",
+            "reward": {
+                "name": "composite",
+                "parts": {"text": {"name": "bleu", "max_order": 2, "weight": 3.0}, "words": "detail"},
+            },
+            "potential": "length_penalty",
+            "beta": 2.0,
+        }
+    )
+    # BLEU and Detail are 1 each; four words and signs against two cost all of Length.
+    (score,) = call(reward, ["a cat a cat"], references=[["a cat"]])
+    (alone,) = call(reward, ["a cat"], references=[["a cat"]])
+    assert alone == pytest.approx(3.0 + 1.0)
+    assert score < alone - 2.0 + 1e-9
+
+
+@pytest.mark.usefixtures("own")
+def test_limits_stand_beside_the_arguments():
+    reward: Any = resolve_reward(
+        {"name": "own_rewards:brevity", "limit": 4, "time_limit": 2.0, "on_error": "mask"}
+    )
+    assert isinstance(reward, IsolatedReward)
+    assert reward.isolation(Isolation()) == Isolation(2.0, "mask")
+    assert call(reward, ["abcd"]) == [1.0]
+    assert resolve_rewards([{"name": "own_rewards:brevity", "on_error": "mask"}])[1] == ["brevity"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "bleu", "on_error": "skip"}, "`on_error` must be 'raise' or 'mask'; got 'skip'"),
+        (
+            {"name": "shaped", "reward": {"name": "bleu", "time_limit": 1}, "potential": "bleu"},
+            "outer reward",
+        ),
+        ({"name": "composite", "parts": {"text": {"name": "blue"}}}, "Did you mean 'bleu'"),
+    ],
+)
+def test_what_is_wrong_inside_is_named(spec: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
+        resolve_reward(spec)
 
 
 def test_arguments_of_a_function_are_bound_and_it_keeps_its_name():
@@ -99,7 +162,7 @@ def test_rewards_of_trl_and_of_the_package_judge_together():
 
 
 def test_one_reward_needs_no_list():
-    assert resolve_rewards("bleu") == ([bleu_reward], ["bleu_reward"])
+    assert resolve_rewards("detail") == ([detail_reward], ["detail_reward"])
     assert resolve_rewards({"name": "captioning"})[1] == ["captioning"]
 
 
@@ -122,7 +185,7 @@ def test_own_rewards_come_from_the_current_folder():
             "captionin",
             r"names 'captionin', which is no known reward. Did you mean 'captioning'\? Your own is written",
         ),
-        ("zzz", r"no known reward. Known are bleu, captioning, detail, length_penalty."),
+        ("zzz", r"no known reward. Known are bleu, captioning, "),
         ("trl:think_format", r"trl.rewards has no 'think_format'. Did you mean 'think_format_reward'\?"),
         ("trl:zzz", r"trl.rewards has no 'zzz'. Known are accuracy_reward, get_cosine"),
         (
