@@ -32,7 +32,16 @@ SHORT_NAMES = {
     "clip_score": "rewards:ClipScore",
     "ref_clip_score": "rewards:RefClipScore",
     "detail": "rewards:detail_reward",
+    "exact_match": "rewards:ExactMatch",
+    "format": "rewards:FormatReward",
+    "keyword_coverage": "rewards:KeywordCoverage",
+    "length": "rewards:LengthReward",
     "length_penalty": "rewards:length_penalty",
+    "multiple_choice": "rewards:MultipleChoice",
+    "numeric_answer": "rewards:NumericAnswer",
+    "regex": "rewards:RegexReward",
+    "repetition": "rewards:RepetitionPenalty",
+    "reward_model": "mmft.engine.learned_reward:LearnedReward",
     "rouge_l": "rewards:RougeLReward",
 }
 ISOLATION = ("time_limit", "on_error")

@@ -11,14 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rewards.answers import ExactMatch, MultipleChoice, NumericAnswer
     from rewards.bleu import BleuReward, bleu_reward, sentence_bleu
     from rewards.captioning import CaptioningReward
-    from rewards.checks import check_reward
+    from rewards.checks import check
     from rewards.cider import CiderD, CiderReward, DocumentFrequencies
     from rewards.clip_score import ClipScore, RefClipScore
     from rewards.composite import CompositeReward
+    from rewards.coverage import KeywordCoverage, share_said
     from rewards.detail import caption_detail, detail_reward
-    from rewards.length import excess_length, length_penalty
+    from rewards.formats import FormatReward, RegexReward
+    from rewards.length import LengthReward, excess_length, length_penalty
+    from rewards.repetition import RepetitionPenalty, distinct_n, loop_share
     from rewards.rouge import RougeLReward, sentence_rouge_l
     from rewards.shaping import PotentialShaping, ShapedReward, potential_differences, shaped_reward
     from rewards.statistics import RunningStatistics
@@ -32,22 +36,33 @@ __all__ = [
     "ClipScore",
     "CompositeReward",
     "DocumentFrequencies",
+    "ExactMatch",
+    "FormatReward",
+    "KeywordCoverage",
+    "LengthReward",
+    "MultipleChoice",
+    "NumericAnswer",
     "PotentialShaping",
     "RefClipScore",
+    "RegexReward",
+    "RepetitionPenalty",
     "RougeLReward",
     "RunningStatistics",
     "ShapedReward",
     "bleu_reward",
     "caption_detail",
-    "check_reward",
+    "check",
     "completion_text",
     "detail_reward",
+    "distinct_n",
     "excess_length",
     "length_penalty",
+    "loop_share",
     "potential_differences",
     "sentence_bleu",
     "sentence_rouge_l",
     "shaped_reward",
+    "share_said",
 ]
 
 _HOME = {
@@ -58,22 +73,33 @@ _HOME = {
     "ClipScore": "rewards.clip_score",
     "CompositeReward": "rewards.composite",
     "DocumentFrequencies": "rewards.cider",
+    "ExactMatch": "rewards.answers",
+    "FormatReward": "rewards.formats",
+    "KeywordCoverage": "rewards.coverage",
+    "LengthReward": "rewards.length",
+    "MultipleChoice": "rewards.answers",
+    "NumericAnswer": "rewards.answers",
     "PotentialShaping": "rewards.shaping",
     "RefClipScore": "rewards.clip_score",
+    "RegexReward": "rewards.formats",
+    "RepetitionPenalty": "rewards.repetition",
     "RougeLReward": "rewards.rouge",
     "RunningStatistics": "rewards.statistics",
     "ShapedReward": "rewards.shaping",
     "bleu_reward": "rewards.bleu",
     "caption_detail": "rewards.detail",
-    "check_reward": "rewards.checks",
+    "check": "rewards.checks",
     "completion_text": "rewards.text",
     "detail_reward": "rewards.detail",
+    "distinct_n": "rewards.repetition",
     "excess_length": "rewards.length",
     "length_penalty": "rewards.length",
+    "loop_share": "rewards.repetition",
     "potential_differences": "rewards.shaping",
     "sentence_bleu": "rewards.bleu",
     "sentence_rouge_l": "rewards.rouge",
     "shaped_reward": "rewards.shaping",
+    "share_said": "rewards.coverage",
 }
 
 
