@@ -10,20 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmft.engine.actor_critic import VLMActorCritic
+    from mmft.engine.learned_reward import LearnedReward
     from mmft.models.backbone import load_backbone
     from mmft.trainers.ppo import PPOConfig, PPOTrainer
+    from mmft.trainers.reward_model import RewardModelConfig, RewardModelTrainer
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _HOMES = {
+    "LearnedReward": "mmft.engine.learned_reward",
     "PPOConfig": "mmft.trainers.ppo",
     "PPOTrainer": "mmft.trainers.ppo",
+    "RewardModelConfig": "mmft.trainers.reward_model",
+    "RewardModelTrainer": "mmft.trainers.reward_model",
     "VLMActorCritic": "mmft.engine.actor_critic",
     "load_backbone": "mmft.models.backbone",
 }
 
-__all__ = ["PPOConfig", "PPOTrainer", "VLMActorCritic", "__version__", "load_backbone"]
+__all__ = [
+    "LearnedReward",
+    "PPOConfig",
+    "PPOTrainer",
+    "RewardModelConfig",
+    "RewardModelTrainer",
+    "VLMActorCritic",
+    "__version__",
+    "load_backbone",
+]
 
 
 def __getattr__(name: str) -> Any:

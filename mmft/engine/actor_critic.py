@@ -117,7 +117,7 @@ class VLMActorCritic(nn.Module):
     ) -> Scores:
         options: dict[str, Any] = {"temperature": temperature, "entropies": entropies}
         if not self.packed:
-            raw = _raw_prompts(prompts)
+            raw = raw_prompts(prompts)
             return score_plain(backbone, value_head, raw, completions, **options)
         encoded = [backbone.encode(p) if isinstance(p, PromptInputs) else p for p in prompts]
         return score_packed(backbone, value_head, encoded, completions, **options)
@@ -153,7 +153,7 @@ class VLMActorCritic(nn.Module):
         # In training mode dropout would act, and gradient checkpointing takes the cache away.
         with evaluating(backbone.model):
             if not self.packed:
-                return sample_plain(backbone, _raw_prompts(prompts), params, noise)
+                return sample_plain(backbone, raw_prompts(prompts), params, noise)
             encoded = [backbone.encode(p) if isinstance(p, PromptInputs) else p for p in prompts]
             return sample_packed(backbone, self.value_head, encoded, params, noise, anyone_open=anyone_open)
 
@@ -236,7 +236,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _raw_prompts(prompts: Prompts) -> list[PromptInputs]:
+def raw_prompts(prompts: Prompts) -> list[PromptInputs]:
     """The plain path starts before the seam.
 
     Raises:

@@ -44,6 +44,12 @@ def score_packed(
     entropies: bool = True,
 ) -> Scores:
     """One forward over `[prompt | completion 1 | ... | completion G]` per prompt; see `engine.packing`."""
+    predictors = _packed_states(backbone, prompts, completions)
+    return _score_hidden(backbone, value_head, predictors, completions, temperature, entropies)
+
+
+def _packed_states(backbone: Backbone, prompts: Sequence[PromptEncoding], completions: Completions) -> Tensor:
+    """(N, R, D) hidden states that predict each completion token."""
     batch = collate_prompts(prompts)
     width = batch.valid.shape[1]
     layout = pack(completions, len(prompts), width, backbone.pad_id)
@@ -58,8 +64,7 @@ def score_packed(
         visual_mask=visual_mask,
         deepstack=batch.deepstack,
     )
-    predictors = hidden[completions.prompt_index[:, None], layout.predictor]
-    return _score_hidden(backbone, value_head, predictors, completions, temperature, entropies)
+    return hidden[completions.prompt_index[:, None], layout.predictor]
 
 
 def score_plain(
@@ -79,6 +84,35 @@ def score_plain(
         hidden = _plain_hidden(backbone, prompts[index], completions.ids[n, :length])
         rows.append(torch.nn.functional.pad(hidden, (0, 0, 0, width - length)))
     return _score_hidden(backbone, value_head, torch.stack(rows), completions, temperature, entropies)
+
+
+def last_states_packed(
+    backbone: Backbone, prompts: Sequence[PromptEncoding], completions: Completions
+) -> Tensor:
+    """(N, D) hidden states at the last token of each completion; of an empty one, at the prompt's last."""
+    longer, lengths = _with_one_more(completions, backbone.pad_id), completions.lengths
+    return _packed_states(backbone, prompts, longer)[
+        torch.arange(len(lengths), device=lengths.device), lengths
+    ]
+
+
+def last_states_plain(
+    backbone: Backbone, prompts: Sequence[PromptInputs], completions: Completions
+) -> Tensor:
+    """The same, each completion in a whole forward of its own through the unchanged model."""
+    rows = []
+    for n, index in enumerate(completions.prompt_index.tolist()):
+        ids = completions.ids[n, : int(completions.lengths[n])]
+        hidden, _ = run_whole(backbone, extend_inputs(backbone, prompts[index], ids))
+        rows.append(hidden[0, -1])
+    return torch.stack(rows)
+
+
+def _with_one_more(completions: Completions, pad_id: int) -> Completions:
+    """Completions one token longer: the last token is only ever predicted, so that now all others are fed."""
+    ids = torch.nn.functional.pad(completions.ids, (0, 1), value=pad_id)
+    mask = torch.nn.functional.pad(completions.mask, (1, 0), value=True)
+    return Completions(ids, mask, completions.prompt_index)
 
 
 def extend_inputs(backbone: Backbone, prompt: PromptInputs, ids: Tensor) -> dict[str, Tensor]:

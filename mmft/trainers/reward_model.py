@@ -1,0 +1,365 @@
+"""Learned reward models: from preferences (Bradley-Terry), from ratings, and from ratings with their noise.
+
+The Hugging Face training loop as it is; rows that share a picture and a prompt share their encoding.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from mmft.data.rows import PromptDataset
+from mmft.engine.completion_batch import CompletionTokenizer
+from mmft.engine.reward_inputs import RewardInputs
+from mmft.engine.reward_model import RewardScores, VLMRewardModel
+from mmft.errors import ConfigError, NonFiniteError
+from mmft.models.backbone import Backbone, load_backbone, make_backbone
+from mmft.models.reward_model import check_loss_type
+from mmft.objectives.reward_model import (
+    bradley_terry_loss,
+    centering_loss,
+    heteroscedastic_loss,
+    rating_loss,
+)
+from mmft.trainers.callbacks import RunFiles
+from mmft.trainers.metric_log import MetricLog
+from mmft.trainers.reward_metrics import reward_metrics, reward_samples
+from mmft.trainers.reward_model_data import (
+    RewardBatch,
+    RewardDataset,
+    collate_inputs,
+    collate_rewards,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+Rows: TypeAlias = "PromptDataset | Dataset | Sequence[Mapping[str, Any]]"
+
+
+@dataclass
+class RewardModelConfig(TrainingArguments):
+    """Settings of `RewardModelTrainer`; names are those of TRL's `RewardConfig` where it has them."""
+
+    per_device_train_batch_size: int = field(
+        default=8, metadata={"help": "Rows per device in one forward; a preference has two completions."}
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of AdamW."})
+    logging_steps: float = field(default=10, metadata={"help": "Optimizer steps between two log lines."})
+    # None first: the argument parser of transformers takes the second member of a union for the type of its
+    # strings.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "Trackers of transformers (wandb, trackio, tensorboard, ...)."}
+    )
+    loss_type: str = field(
+        default="bradley_terry",
+        metadata={"help": "bradley_terry (preferences), mse or heteroscedastic (ratings)."},
+    )
+    dropout: float = field(default=0.1, metadata={"help": "Of the head; uncertainty by dropout needs some."})
+    head_width: int = field(default=256, metadata={"help": "Units of the head's hidden layer."})
+    mc_samples: int = field(
+        default=0, metadata={"help": "Dropout samples of `evaluate`; 0 predicts once, without dropout."}
+    )
+    normalize_ratings: bool = field(
+        default=True,
+        metadata={"help": "Learn ratings at mean 0 and variance 1; predictions keep their unit."},
+    )
+    center_rewards_coefficient: float | None = field(
+        default=None, metadata={"help": "Weight of (r_chosen + r_rejected)^2, which keeps rewards around 0."}
+    )
+    max_completion_length: int = field(
+        default=256, metadata={"help": "Tokens after which a completion is cut."}
+    )
+    feature_cache_mb: int = field(
+        default=2048,
+        metadata={"help": "Memory for encoded prompts while the vision path is frozen; 0 is off."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss_type(self.loss_type)
+        for name, least in (("mc_samples", 0), ("feature_cache_mb", 0), ("head_width", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"`{name}` must be >= {least}; got {getattr(self, name)}.")
+        if self.max_completion_length < 1:
+            raise ConfigError(f"`max_completion_length` must be >= 1; got {self.max_completion_length}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"`dropout` must be at least 0 and below 1; got {self.dropout}.")
+        if self.mc_samples and not self.dropout:
+            raise ConfigError(
+                f"`mc_samples={self.mc_samples}` draws networks by dropout, and `dropout` is 0; set either."
+            )
+        if self.center_rewards_coefficient is not None and not self.learns_preferences:
+            raise ConfigError(
+                f"`center_rewards_coefficient` is for preferences; `loss_type` is {self.loss_type!r}, whose "
+                "ratings say where rewards are."
+            )
+
+    @property
+    def learns_preferences(self) -> bool:
+        """Whether rows are preferences; else they are ratings."""
+        return self.loss_type == "bradley_terry"
+
+
+class RewardModelTrainer(Trainer):
+    """Trains a reward model on what people preferred or how they rated it.
+
+    Args:
+        model: hub id or folder, a transformers model, a `Backbone` (frozen: `load_backbone(name,
+            trainable=())`), or a `VLMRewardModel`, which then keeps its own head.
+        args: the settings.
+        train_dataset: rows with `image`/`images`, `prompt`, and `chosen`, `rejected` (and `margin`), or
+            `completion` and `rating`.
+        eval_dataset: held-out rows of the same form.
+        processing_class: the processor; the checkpoint's own by default.
+        callbacks: added to the Trainer's.
+        optimizers: as in `transformers.Trainer`.
+        peft_config: adapters to train instead of the language model's weights.
+    """
+
+    args: RewardModelConfig
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | Backbone | VLMRewardModel,
+        args: RewardModelConfig,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | None = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: PeftConfig | None = None,
+    ) -> None:
+        set_seed(args.seed)  # head and adapters are drawn here, before the Trainer seeds itself
+        is_new = not isinstance(model, VLMRewardModel)
+        reward_model = _make_reward_model(model, args, processing_class, peft_config)
+        self.reward_model = reward_model
+        self.metric_log = MetricLog()
+        self.tokenizer_of_completions = CompletionTokenizer(
+            reward_model.backbone, reward_model.max_completion_length
+        )
+        self.eval_samples: list[dict[str, Any]] = []
+        backbone = reward_model.backbone
+        super().__init__(
+            model=reward_model,
+            args=args,
+            data_collator=functools.partial(collate_inputs, pad_id=backbone.pad_id),
+            train_dataset=self._rows(train_dataset, "train", args),
+            eval_dataset=self._rows(eval_dataset, "eval", args),
+            processing_class=backbone.processor,
+            callbacks=[RunFiles(), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        if self.args.n_gpu > 1:
+            raise ConfigError(
+                f"One process sees {self.args.n_gpu} GPUs, and `DataParallel` cannot split shared prompts. "
+                "Start one process per GPU (`accelerate launch`), or set CUDA_VISIBLE_DEVICES to one of them."
+            )
+        if is_new and args.normalize_ratings and not args.learns_preferences and self.train_dataset:
+            reward_model.reward_head.set_unit(self.train_dataset.targets)
+        # Our loss is already a sum over the rows of the whole optimizer step, by their number.
+        self.loss_is_scaled_for_ga = True
+        self.inputs = RewardInputs(
+            reward_model,
+            args.feature_cache_mb * 2**20,
+            sharded=self._is_sharded,
+            anyone=self._anyone,
+            autocast=self.accelerator.autocast,
+        )
+        for rows in (self.train_dataset, self.eval_dataset):
+            if rows is not None:
+                rows.share_prompts = not self._is_sharded
+
+    def _rows(self, rows: Any, name: str, args: RewardModelConfig) -> RewardDataset | None:
+        if rows is None or isinstance(rows, RewardDataset):
+            return rows
+        prompts = rows if isinstance(rows, PromptDataset) else PromptDataset(rows, name=name)
+        return RewardDataset(
+            prompts, preferences=args.learns_preferences, tokenize=self.tokenizer_of_completions
+        )
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        register_fsdp_forward_method(self.reward_model, "within_forward")  # nothing happens without FSDP2
+        return prepared
+
+    # One update
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Rows of the whole optimizer step: all micro-batches of all processes."""
+        rows = float(sum(len(inputs["batch"].rows) for inputs in batch_samples))
+        return self._sum_over_processes(torch.tensor(rows, device=device))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return inputs | {"prompts": self.inputs.prompts(inputs["batch"].completions)}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """Scores a micro-batch with gradients.
+
+        Gradients are averaged over processes, while the loss is a sum over the global batch: hence the
+        factor."""
+        batch: RewardBatch = inputs["batch"]
+        scores = model(inputs["prompts"], batch.completions.completions.to(self.args.device))
+        loss = self._loss(scores, batch, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"step {self.state.global_step}: the loss is {loss.item()} on rows "
+                f"{[row.number for row in batch.rows]}. Nothing was updated; lower `learning_rate` or look "
+                "at these rows."
+            )
+        return loss * self.accelerator.num_processes
+
+    def _loss(self, scores: RewardScores, batch: RewardBatch, num_rows: Tensor) -> Tensor:
+        means, targets = batch.by_row(scores.mean), batch.targets.to(scores.mean.device)
+        self._log_batch(means.detach(), targets)
+        if self.args.learns_preferences:
+            chosen, rejected = means.unbind(1)
+            loss = bradley_terry_loss(chosen, rejected, targets, num_pairs=num_rows)
+            if self.args.center_rewards_coefficient is not None:
+                center = centering_loss(chosen, rejected, num_pairs=num_rows)
+                loss = loss + self.args.center_rewards_coefficient * center
+            return loss
+        # Losses are those of standardised ratings, whatever their unit.
+        head = self.reward_model.reward_head
+        shift, scale = head.shift.detach(), head.scale.detach()
+        means, targets = (means[:, 0] - shift) / scale, (targets - shift) / scale
+        if scores.log_variance is None:
+            return rating_loss(means, targets, num_samples=num_rows)
+        log_variances = batch.by_row(scores.log_variance)[:, 0] - 2 * torch.log(scale)
+        return heteroscedastic_loss(means, log_variances, targets, num_samples=num_rows)
+
+    def _log_batch(self, means: Tensor, targets: Tensor) -> None:
+        if self.args.learns_preferences:
+            margins = means[:, 0] - means[:, 1]
+            self.metric_log.add_all("accuracy", (0.5 * (1 + torch.sign(margins))).tolist())
+            self.metric_log.add_all("mean_margin", margins.tolist())
+            self.metric_log.add_all("mean_reward", means.flatten().tolist())
+        else:
+            self.metric_log.add_all("mse", (means[:, 0] - targets).square().tolist())
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called before every optimizer step, also where `max_grad_norm` clips nothing."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # The loss scaler of fp16 makes gradients overflow by design, and skips those steps itself.
+        if self.accelerator.scaler is None and not math.isfinite(float(grad_norm or 0.0)):
+            raise NonFiniteError(
+                f"step {self.state.global_step}: the gradient norm is {float(grad_norm)}. Nothing was "
+                "updated; lower `learning_rate`, or train in a wider dtype."
+            )
+        return grad_norm
+
+    # Evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Rows | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Predicts every held-out row; one record per row stays in `eval_samples`.
+
+        Preferences: loss, accuracy, mean margin. Ratings: MSE, correlations. With a stated variance or
+        `mc_samples`: likelihood, calibration and the standard deviations."""
+        dataset = self.eval_dataset if eval_dataset is None else self._rows(eval_dataset, "eval", self.args)
+        if dataset is None:
+            raise ConfigError("`eval_dataset` is missing; `evaluate` needs held-out rows.")
+        self.eval_samples = self._predict_rows(dataset)
+        metrics = reward_metrics(self.eval_samples)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _predict_rows(self, dataset: RewardDataset) -> list[dict[str, Any]]:
+        process, count = self.accelerator.process_index, self.accelerator.num_processes
+        size = self.args.per_device_eval_batch_size
+        samples: list[dict[str, Any]] = []
+        # Every process runs as many batches as the others, which collectives need: wrap around.
+        starts = range(process * size, -(-len(dataset) // (size * count)) * size * count, size * count)
+        for start in starts:
+            rows = [dataset[i % len(dataset)] for i in range(start, start + size)]
+            batch = collate_rewards(rows, self.reward_model.backbone.pad_id)
+            estimate = self.inputs.estimate(batch.completions, self.args.mc_samples, seed=self.args.seed)
+            samples += reward_samples(batch, estimate)[: max(len(dataset) - start, 0)]
+        return sorted(gather_object(samples), key=lambda sample: sample["row"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds everything measured since the last log line to training logs; collective."""
+        if "loss" in logs:
+            logs = logs | self.metric_log.flush()
+        super().log(logs, start_time)
+
+    # Processes and checkpoints
+
+    @property
+    def _is_sharded(self) -> bool:
+        stage = getattr(getattr(self.accelerator.state, "deepspeed_plugin", None), "zero_stage", 0)
+        return bool(self.is_fsdp_enabled or stage == 3)
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    def _anyone(self, flag: bool) -> bool:
+        total = self._sum_over_processes(torch.tensor(float(flag), device=self.args.device))
+        return bool(total > 0)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            self.reward_model.save_pretrained(output_dir or cast(str, self.args.output_dir), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.reward_model.load_checkpoint(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.reward_model.load_checkpoint(cast(str, self.state.best_model_checkpoint))
+
+
+def _make_reward_model(
+    model: Any, args: RewardModelConfig, processor: Any, peft_config: PeftConfig | None
+) -> VLMRewardModel:
+    if isinstance(model, Backbone | VLMRewardModel):
+        if peft_config is not None:
+            raise ConfigError(
+                f"`peft_config` is given beside a {type(model).__name__}; put the adapters into it when it "
+                "is made (`load_backbone(..., peft_config=...)`)."
+            )
+        if isinstance(model, VLMRewardModel):
+            if model.loss_type != args.loss_type:
+                raise ConfigError(
+                    f"`loss_type` is {args.loss_type!r}; the reward model was made for {model.loss_type!r}."
+                )
+            return model
+    elif isinstance(model, str):
+        model = load_backbone(model, processor=processor, peft_config=peft_config)
+    elif processor is None:
+        raise ConfigError("`processing_class` is missing: a model in memory needs its processor.")
+    else:
+        model = make_backbone(model, processor, peft_config=peft_config)
+    return VLMRewardModel(
+        model,
+        loss_type=args.loss_type,
+        head_width=args.head_width,
+        dropout=args.dropout,
+        max_completion_length=args.max_completion_length,
+    )

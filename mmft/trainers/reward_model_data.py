@@ -1,0 +1,160 @@
+"""Rows that people have judged: preferences and ratings, checked before training, as tokens after.
+
+Shapes: B rows, C completions per row (2 of a preference, 1 of a rating).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmft.data.content import content_key
+from mmft.data.rows import PromptDataset
+from mmft.engine.completion_batch import CompletionBatch, completion_text, group_completions
+from mmft.errors import ConfigError, DataError
+from mmft.types import PromptRow
+
+PREFERENCE = ("chosen", "rejected")
+RATING = ("completion",)
+TARGETS = {PREFERENCE: "margin", RATING: "rating"}
+
+
+@dataclass(frozen=True, slots=True)
+class RewardRow:
+    """One row: a prompt, what was said about it, and what people made of that."""
+
+    number: int
+    """In its split."""
+    prompt: PromptRow
+    texts: list[str]
+    """Chosen and rejected, or the one completion."""
+    ids: list[list[int]]
+    target: float
+    """The margin of a preference (0 if the data has none), or the rating."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardBatch:
+    """B rows, their completions grouped under shared prompts."""
+
+    rows: list[RewardRow]
+    completions: CompletionBatch
+    targets: Tensor
+    """(B,)"""
+
+    def by_row(self, scores: Tensor) -> Tensor:
+        """(N,) scores in the order of the grouped completions to (B, C)."""
+        return self.given(scores[self.completions.place.to(scores.device)])
+
+    def given(self, scores: Tensor) -> Tensor:
+        """(M,) scores in the order in which completions were given to (B, C)."""
+        return scores.view(len(self.rows), -1)
+
+
+def collate_rewards(rows: Sequence[RewardRow], pad_id: int) -> RewardBatch:
+    """Rows of one batch; those that show and ask the same share their prompt."""
+    prompts = [row.prompt for row in rows for _ in row.ids]
+    completions = group_completions(prompts, [ids for row in rows for ids in row.ids], pad_id)
+    return RewardBatch(list(rows), completions, torch.tensor([row.target for row in rows]))
+
+
+def collate_inputs(rows: Sequence[RewardRow], pad_id: int) -> dict[str, RewardBatch]:
+    """The same as the Trainer wants it: inputs by name."""
+    return {"batch": collate_rewards(rows, pad_id)}
+
+
+class RewardDataset(Dataset[RewardRow]):
+    """Preferences or ratings.
+
+    Columns: those of `PromptDataset`, and `chosen`, `rejected` and optionally `margin`, or `completion` and
+    `rating`. Completions are text or `[{"role": "assistant", "content": text}]`.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptDataset,
+        *,
+        preferences: bool,
+        tokenize: Callable[[str], list[int]],
+        share_prompts: bool = True,
+    ) -> None:
+        """Checks every completion and target; pictures are read later.
+
+        Args:
+            prompts: the rows.
+            preferences: whether they are preferences or ratings.
+            tokenize: text to ids.
+            share_prompts: whether rows of the same content count as one prompt.
+
+        Raises:
+            ConfigError: a column is missing.
+            DataError: a row cannot be used.
+        """
+        self.prompts = prompts
+        self.tokenize = tokenize
+        self.share_prompts = share_prompts
+        columns = PREFERENCE if preferences else RATING
+        stored = [_needed_column(prompts, name, preferences) for name in columns]
+        self.texts: list[list[str]] = [
+            [self._checked(number, name, text) for name, text in zip(columns, texts, strict=True)]
+            for number, texts in enumerate(zip(*stored, strict=True))
+        ]
+        self.targets = self._targets(preferences)
+        if preferences:
+            self._check_difference()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, number: int) -> RewardRow:
+        prompt = self.prompts[number]
+        if self.share_prompts:
+            prompt = dataclasses.replace(prompt, key=content_key(prompt))
+        texts = self.texts[number]
+        ids = [self.tokenize(text) for text in texts]
+        if not all(ids):
+            raise self._error(number, "a completion is empty and the model has no end token. Drop the row.")
+        return RewardRow(number, prompt, texts, ids, self.targets[number])
+
+    def _targets(self, preferences: bool) -> list[float]:
+        name = TARGETS[PREFERENCE if preferences else RATING]
+        if preferences and self.prompts.column(name) is None:
+            return [0.0] * len(self.texts)
+        values = _needed_column(self.prompts, name, preferences)
+        for number, value in enumerate(values):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise self._error(number, f"`{name}` must be a finite number; got {value!r}.")
+        return [float(value) for value in values]
+
+    def _checked(self, number: int, column: str, value: Any) -> str:
+        try:
+            return completion_text(value)
+        except TypeError as error:
+            raise self._error(number, f"`{column}`: {error}. Repair or drop it.") from error
+
+    def _check_difference(self) -> None:
+        for number, (chosen, rejected) in enumerate(self.texts):
+            if chosen == rejected:
+                raise self._error(number, f"`chosen` and `rejected` are both {chosen!r}. Drop the row.")
+
+    def _error(self, number: int, problem: str) -> DataError:
+        return DataError(f"row {number} of {self.prompts.name!r}: {problem}")
+
+
+def _needed_column(prompts: PromptDataset, name: str, preferences: bool) -> list[Any]:
+    values = prompts.column(name)
+    if values is None:
+        kind = "preferences (`loss_type: bradley_terry`)" if preferences else "ratings (`loss_type: mse`)"
+        needed = "`chosen` and `rejected`" if preferences else "`completion` and `rating`"
+        raise ConfigError(
+            f"the split {prompts.name!r} has no `{name}` column; {kind} need {needed}. Rename a column "
+            "(`rename_columns`), or set `loss_type` to what the data has."
+        )
+    return values
