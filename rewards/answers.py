@@ -103,7 +103,7 @@ class MultipleChoice:
         R = 1 if it does, else 0
 
     The answer is a letter ("B", "(b)"), the text of a choice, or the place of the choice as an integer,
-    counted from 0; the last two need `choices_column`. A completion may name the letter, or the text if the
+    counted from 0; the last two need `choices_column`, and give None where it is None. A completion may name the letter, or the text if the
     choices are given; `rewards.choices.read_choice` says how it is read. By hand, for the answer "B" among
     ["a cat", "two dogs", "a hot dog"]:
 
@@ -206,6 +206,8 @@ class MultipleChoice:
             ]
             if len(same) == 1:
                 return same[0]
+        if not texts and self.choices_column is not None:
+            return None  # the answer is a choice of which this row says nothing
         raise ValueError(
             f"row {row}: `{self.answer_column}` must be a letter of {letters}, or with `choices_column` the "
             f"text of one choice or its place from 0; got {answer!r} with the choices {list(texts)}."

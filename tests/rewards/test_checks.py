@@ -1,68 +1,465 @@
-"""The checker for rewards that people write."""
+"""The checker for rewards: what keeps the protocol passes, and everything that breaks it is told at once."""
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from trl.rewards import think_format_reward
 
-from rewards import CaptioningReward, check_reward
+import rewards
+from rewards import CaptioningReward, CompositeReward, KeywordCoverage, check
+from rewards.checks import made_up_rows
+from rewards.text import completion_text
+
+PLAIN = {"prompts": ["p", "q"], "completions": ["x", "yy"]}
+MESSAGES = [[{"role": "assistant", "content": text}] for text in PLAIN["completions"]]
+
+# Every reward that needs no network and no model, as it is used on the made-up rows.
+SHIPPED: dict[str, Callable[[], Any]] = {
+    "BleuReward": rewards.BleuReward,
+    "CaptioningReward": rewards.CaptioningReward,
+    "CiderReward": rewards.CiderReward,
+    "CompositeReward": lambda: rewards.CompositeReward(
+        {"text": rewards.BleuReward(), "tags": KeywordCoverage()}
+    ),
+    "ExactMatch": rewards.ExactMatch,
+    "FormatReward": rewards.FormatReward,
+    "KeywordCoverage": lambda: KeywordCoverage(forbidden_column="answer"),
+    "LengthReward": lambda: rewards.LengthReward(2, 5),
+    "LengthReward of tokens": lambda: rewards.LengthReward(4, 5, unit="tokens"),
+    "MultipleChoice": lambda: rewards.MultipleChoice(choices_column="choices"),
+    "NumericAnswer": rewards.NumericAnswer,
+    "PotentialShaping": lambda: rewards.PotentialShaping(KeywordCoverage()),
+    "RegexReward": lambda: rewards.RegexReward("red"),
+    "RegexReward by row": lambda: rewards.RegexReward(column="answer"),
+    "RepetitionPenalty": rewards.RepetitionPenalty,
+    "RougeLReward": rewards.RougeLReward,
+    "ShapedReward": lambda: rewards.ShapedReward(rewards.BleuReward(), KeywordCoverage()),
+    "bleu_reward": lambda: rewards.bleu_reward,
+    "detail_reward": lambda: rewards.detail_reward,
+    "length_penalty": lambda: rewards.length_penalty,
+}
 
 
 def fixed(answer: Any) -> Any:
     def my_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> Any:
-        return answer
+        return answer if len(completions) == 2 else answer[:1]
 
     return my_reward
 
 
-def check(reward: Any, **columns: Any) -> list[float | None]:
-    return check_reward(reward, prompts=["p", "q"], completions=["x", "y"], **columns)
+def problems(reward: Any, **rows: Any) -> list[str]:
+    """What the checker says of a reward, line by line."""
+    with pytest.raises(ValueError, match="breaks the reward protocol") as caught:
+        check(reward, **(rows if "prompts" in rows else PLAIN | rows))
+    headline, *listed = str(caught.value).split("\n- ")
+    assert headline.endswith("breaks the reward protocol:")
+    return listed
 
 
-def test_a_reward_that_keeps_the_protocol_passes():
-    rewards = check(CaptioningReward(), references=[["x"], None])
-    assert rewards == [1.5, None]
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_reward_of_the_package_keeps_the_protocol(name: str):
+    values = check(SHIPPED[name]())
+    assert len(values) == 2
+    assert None not in values
+
+
+def test_no_reward_of_the_package_is_left_out():
+    scored = {name.split()[0] for name in SHIPPED}
+    # They need a model, or a service; their own tests call the checker.
+    elsewhere = {"ClipScore", "RefClipScore", "JudgeReward"}
+    offered = {
+        name for name in rewards.__all__ if name.endswith(("Reward", "Score", "_reward", "Match", "Penalty"))
+    }
+    offered -= {"shaped_reward"}  # an equation
+    assert offered - elsewhere <= scored
+
+
+def test_the_rewards_come_back():
+    assert check(CaptioningReward(), **PLAIN, references=[["x"], None]) == [1.5, None]
+    assert check(CaptioningReward(), prompts=["p", "q"], completions=MESSAGES, references=["x", None]) == [
+        1.5,
+        None,
+    ]
 
 
 @pytest.mark.parametrize("answer", [[1, None], (1.0, None), [True, None], [torch.tensor(1.0), None]])
 def test_numbers_of_every_kind_come_back_as_floats(answer: Any):
-    assert check(fixed(answer)) == [1.0, None]
+    values = check(fixed(answer), compares_within_batch=True, **PLAIN)
+    assert values == [1.0, None]
+    assert type(values[0]) is float
+
+
+def test_tensors_and_arrays_are_answers():
+    assert check(fixed(torch.ones(2)), **PLAIN) == check(fixed(np.ones(2)), **PLAIN) == [1.0, 1.0]
+
+
+async def slow(completions: list[Any], **columns: Any) -> list[float]:
+    await asyncio.sleep(0)
+    return [float(len(completion_text(text))) for text in completions]
 
 
 def test_an_asynchronous_reward_is_awaited():
-    async def slow(completions: list[str], **columns: Any) -> list[float]:
-        return [float(len(text)) for text in completions]
+    assert check(slow, **PLAIN) == [1.0, 2.0]
 
-    assert check(slow) == [1.0, 1.0]
+
+def test_an_asynchronous_reward_is_awaited_where_a_loop_runs_already():
+    async def notebook() -> list[float | None]:
+        return check(slow, **PLAIN)
+
+    assert asyncio.run(notebook()) == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("answer", "problem"),
     [
-        ([1.0], "my_reward returned 1 rewards for 2 completions"),
-        (1.0, "my_reward must return a list with one number or None per completion; got 1.0"),
-        ("ab", "my_reward must return a list"),
-        (None, "my_reward must return a list"),
-        ([1.0, float("nan")], "my_reward returned nan for row 1; return a finite number or None"),
-        ([float("inf"), 1.0], "my_reward returned inf for row 0"),
-        ([1.0, "good"], "my_reward returned 'good' for row 1"),
+        ([1.0], "returned 1 rewards for 2 completions"),
+        ([1.0, float("nan")], "returned nan for row 1; return a finite number or None"),
+        ([float("-inf"), 1.0], "returned -inf for row 0; return a finite number or None"),
+        ([1e39, 1.0], "returned 1e+39 for row 0; return a finite number or None"),
+        ([1.0, "good"], "returned 'good' for row 1; return a finite number or None"),
+        ([1.0, [2.0]], "returned [2.0] for row 1; return a finite number or None"),
     ],
 )
-def test_a_broken_answer_is_named(answer: Any, message: str):
-    with pytest.raises(ValueError, match=message):
-        check(fixed(answer))
-    with pytest.raises(ValueError, match=message):
-        check(partial(fixed(answer)))
+def test_a_broken_answer_is_named(answer: Any, problem: str):
+    assert problems(fixed(answer))[0] == f"as given: {problem}"
+    with pytest.raises(ValueError, match=r"^my_reward breaks"):
+        check(partial(fixed(answer)), **PLAIN)
 
 
-def test_a_reward_must_take_any_column():
-    with pytest.raises(ValueError, match=r"must accept `\*\*columns`"):
-        check(lambda prompts, completions: [0.0, 0.0])
+@pytest.mark.parametrize("answer", [1.0, "ab", None, {"a": 1.0, "b": 2.0}, torch.tensor(1.0)])
+def test_an_answer_that_is_no_list_is_named(answer: Any):
+    def my_reward(**columns: Any) -> Any:
+        return answer
+
+    assert problems(my_reward) == [
+        f"as given: returned {answer!r}; return a list with one number or None per completion"
+    ]
 
 
-def test_columns_must_be_as_long_as_the_prompts():
-    with pytest.raises(ValueError, match="`references` has 1 entries for 2 prompts; give one each"):
-        check(CaptioningReward(), references=[["x"]])
+def test_all_problems_are_told_together_and_each_once():
+    def bad(prompts: list[Any], completions: list[Any], references: list[Any]) -> list[float]:
+        references.append("more")
+        return [float("nan"), *[float("inf")] * (len(completions) - 1)]
+
+    assert problems(bad, references=["a", "b"]) == [
+        "signature: must accept `**columns`: trainers pass every column of the data and more",
+        "as given: changed its argument `references`; work on a copy",
+        "as given: returned nan for row 0; return a finite number or None",
+        "as given: returned inf for row 1; return a finite number or None",
+    ]
+
+
+def test_an_exception_is_a_problem_like_others():
+    def needs_score(completions: list[Any], score: list[float], **columns: Any) -> list[float]:
+        return score
+
+    (problem,) = problems(needs_score)
+    assert problem.startswith("as given: raised TypeError: ")
+    assert "missing 1 required positional argument: 'score'" in problem
+
+
+def test_an_exception_keeps_to_its_class():
+    def interrupted(**columns: Any) -> list[float]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check(interrupted, **PLAIN)
+
+
+def test_a_random_reward_is_told_so():
+    chance = random.Random(0)
+
+    def dice(completions: list[Any], **columns: Any) -> list[float]:
+        return [chance.random() for _ in completions]
+
+    (problem,) = problems(dice)
+    assert problem.startswith("called again: gave 0.")
+    assert problem.endswith("Fix its seed; what it learns goes in `state_dict`.")
+
+
+def by_place(completions: list[Any], **columns: Any) -> list[float]:
+    return [float(place) for place in range(len(completions))]
+
+
+def by_rank(completions: list[Any], **columns: Any) -> list[float]:
+    lengths = [len(completion_text(text)) for text in completions]
+    return [sum(other < own for other in lengths) / len(lengths) for own in lengths]
+
+
+def test_a_reward_that_depends_on_the_order_is_told_so():
+    problem = problems(by_place)[0]
+    assert problem == (
+        "rows in reverse: gave 1.0 for a completion that it gave 0.0 before. If it compares the completions "
+        "of a call, pass `compares_within_batch=True`."
+    )
+
+
+def test_a_reward_that_depends_on_the_other_rows_is_told_so_unless_it_is_meant():
+    rows = {"prompts": ["p", "q"], "completions": ["yy", "x"], "references": ["a", "b"]}
+    (problem,) = problems(by_rank, **rows)
+    assert problem.startswith("first row alone: gave 0.0 for a completion that it gave 0.5 before.")
+    assert check(by_rank, compares_within_batch=True, **rows) == [0.5, 0.0]
+
+
+def test_rounding_is_no_difference():
+    def drifting(completions: list[Any], **columns: Any) -> list[float]:
+        return [100.0 + 1e-3 * len(completions)] * len(completions)
+
+    assert check(drifting, **PLAIN) == [100.002, 100.002]
+    with pytest.raises(ValueError, match="first row alone"):
+        check(drifting, tolerance=1e-6, **PLAIN)
+
+
+def test_both_forms_of_completions_are_tried():
+    def strings_only(completions: list[Any], **columns: Any) -> list[float]:
+        return [float(text.upper() == "X") for text in completions]
+
+    (problem,) = problems(strings_only)
+    assert problem.startswith(
+        "completions as messages: raised AttributeError: 'list' object has no attribute"
+    )
+    (problem,) = problems(think_format_reward, prompts=["p"], completions=MESSAGES[:1])
+    assert problem.startswith("completions as strings: raised TypeError")
+
+
+def test_both_forms_of_completions_earn_the_same():
+    def by_length(completions: list[Any], **columns: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    problem = problems(by_length)[0]
+    assert problem == (
+        "completions as messages: gave 1.0 for a completion that it gave 2.0 before. Read both with "
+        "`rewards.text.completion_text`."
+    )
+
+
+def test_prompts_take_the_form_of_their_completions():
+    seen = []
+
+    def note(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        seen.append((prompts[0], completions[0]))
+        return [0.0] * len(completions)
+
+    check(note, **PLAIN)
+    assert ("p", "x") in seen
+    assert ([{"role": "user", "content": "p"}], MESSAGES[0]) in seen
+    assert {(isinstance(prompt, str), isinstance(said, str)) for prompt, said in seen} == {
+        (True,) * 2,
+        (False,) * 2,
+    }
+
+
+def test_an_empty_completion_is_tried():
+    def first_letter(completions: list[Any], completion_ids: list[Any], **columns: Any) -> list[float]:
+        texts = list(map(completion_text, completions))
+        assert all(bool(text) == bool(ids) for text, ids in zip(texts, completion_ids, strict=True))
+        return [float(ord(text[0])) for text in texts]
+
+    (problem,) = problems(first_letter, completion_ids=[[1], [2]])
+    assert problem == "empty completions: raised IndexError: string index out of range"
+
+
+def test_each_column_is_none_in_turn():
+    def lengths(
+        completions: list[Any], references: list[Any], tags: list[Any], **columns: Any
+    ) -> list[float]:
+        return [len(reference) + len(tag) for reference, tag in zip(references, tags, strict=True)]
+
+    columns = {"references": ["a", "b"], "tags": ["a", "b"]}
+    message = "object of type 'NoneType' has no len()"
+    assert problems(lengths, **columns) == [f"`references` None in row 0: raised TypeError: {message}"]
+    assert problems(lengths, none_columns=["tags"], **columns) == [
+        f"`tags` None in row 0: raised TypeError: {message}"
+    ]
+    assert check(lengths, none_columns=[], **PLAIN, **columns) == [2.0, 2.0]
+
+
+def test_a_none_may_not_change_other_rows():
+    def all_or_nothing(completions: list[Any], score: list[Any], **columns: Any) -> list[float | None]:
+        return [None if None in score else 1.0 for _ in completions]
+
+    (problem,) = problems(all_or_nothing, score=[1, 2])
+    assert problem == (
+        "`score` None in row 0: gave None for a completion that it gave 1.0 before. Only the row whose "
+        "`score` is None may change."
+    )
+
+
+def test_none_goes_where_there_was_a_reward():
+    rows = []
+
+    def judged(completions: list[Any], score: list[Any], **columns: Any) -> list[float | None]:
+        rows.append(score)
+        return score
+
+    assert check(judged, **PLAIN, score=[None, 2]) == [None, 2.0]
+    assert [None, None] in rows
+
+
+def test_pictures_and_token_ids_are_never_none():
+    def strict(
+        completions: list[Any], image: list[Any], completion_ids: list[Any], **columns: Any
+    ) -> list[float]:
+        return [
+            float(picture.width + len(ids) * 0) for picture, ids in zip(image, completion_ids, strict=True)
+        ]
+
+    assert check(strict) == [32.0, 32.0]
+
+
+def draw(image: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+    image[0].putpixel((0, 0), (1, 2, 3))
+    return [0.0] * len(completions)
+
+
+def fill(tensor: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+    tensor[0].fill_(7.0)
+    return [0.0] * len(completions)
+
+
+def sort(references: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+    for reference in references:
+        (reference or []).sort()
+    return [0.0] * len(completions)
+
+
+def say_more(completions: list[Any], **columns: Any) -> list[float]:
+    if not isinstance(completions[0], str):
+        completions[0][0]["content"] += "!"
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("reward", "columns", "problem"),
+    [
+        (draw, made_up_rows(), "as given: changed its argument `image`; work on a copy"),
+        (fill, {"tensor": [torch.zeros(2)] * 2}, "as given: changed its argument `tensor`; work on a copy"),
+        (
+            sort,
+            {"references": [["b", "a"]] * 2},
+            "as given: changed its argument `references`; work on a copy",
+        ),
+        (say_more, {}, "completions as messages: changed its argument `completions`; work on a copy"),
+    ],
+)
+def test_changed_arguments_are_named(reward: Any, columns: Any, problem: str):
+    assert problem in problems(reward, **columns)
+
+
+def test_what_was_given_stays_as_it_was():
+    references = [["b", "a"], ["d", "c"]]
+    problems(sort, references=references)
+    assert references == [["b", "a"], ["d", "c"]]
+
+
+def test_what_a_reward_logs_is_checked():
+    def logs(completions: list[Any], log_extra: Any, log_metric: Any, **columns: Any) -> list[float]:
+        log_extra("good", completions)
+        log_extra("short", [1])
+        log_metric("good", torch.tensor(1.0))
+        log_metric("bad", float("nan"))
+        return [0.0] * len(completions)
+
+    assert problems(logs) == [
+        "as given: logged 1 values as 'short' for 2 completions; log one each",
+        "as given: logged nan as the metric 'bad'; log a finite number",
+    ]
+
+
+class Running:
+    """Counts its calls, and keeps the count or not."""
+
+    def __init__(self) -> None:
+        self.calls = 7
+
+    def __call__(self, completions: list[Any], **columns: Any) -> list[float]:
+        self.calls += 1
+        return [float(self.calls)] * len(completions)
+
+
+class Kept(Running):
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls = state["calls"]
+
+
+class KeptBadly(Kept):
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": {self.calls}}
+
+
+def test_a_state_is_put_back_before_every_call_and_at_the_end():
+    reward = Kept()
+    assert check(reward, **PLAIN) == [8.0, 8.0]
+    assert reward.calls == 7
+    assert problems(Running())[0].startswith(
+        "called again: gave 9.0 for a completion that it gave 8.0 before."
+    )
+
+
+def test_a_state_must_be_json():
+    assert problems(KeptBadly())[0] == (
+        "state: cannot be saved as JSON and loaded: TypeError: Object of type set is not JSON serializable"
+    )
+
+
+def test_a_reward_is_prepared_as_a_copy():
+    reward = rewards.CiderReward()
+    assert check(reward) == check(reward)
+    assert reward.state_dict() == {}
+
+
+def test_statistics_of_a_composite_stay_as_they_were():
+    reward = CompositeReward({"text": rewards.BleuReward()}, scaling="z-score")
+    before = reward.state_dict()
+    assert check(reward, compares_within_batch=True) == pytest.approx([1.0, -1.0], abs=1e-4)
+    assert reward.state_dict() == before
+
+
+class Dense:
+    def __init__(self, answer: Callable[[list[str]], Any]) -> None:
+        self.answer = answer
+
+    def __call__(self, completions: list[Any], **columns: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    def token_rewards(
+        self, completions: list[Any], prefixes: list[list[str]], *, discount: float, **columns: Any
+    ) -> list[Any]:
+        assert 0 < discount < 1
+        assert [row[-1] for row in prefixes] == list(map(completion_text, completions))
+        return [self.answer(row) for row in prefixes]
+
+
+def test_dense_rewards_give_a_number_for_every_token():
+    rows = {"prompts": ["p"], "completions": ["one two three"]}
+    assert check(Dense(lambda prefixes: [0.5] * (len(prefixes) - 1)), **rows) == [0.0]
+    assert check(Dense(lambda prefixes: None), **rows) == [0.0]
+    assert problems(Dense(lambda prefixes: [0.5] * len(prefixes)), **rows) == [
+        "token_rewards: returned [0.5, 0.5, 0.5, 0.5] for the 3 tokens of row 0; return a number each"
+    ]
+    assert problems(Dense(lambda prefixes: [None] * 3), **rows) == [
+        "token_rewards: returned [None, None, None] for the 3 tokens of row 0; return a number each"
+    ]
+
+
+def test_rows_must_be_whole():
+    with pytest.raises(
+        ValueError, match="`completions` has 1, `references` has 3 entries for 2 prompts; give one"
+    ):
+        check(fixed([0.0]), prompts=["p", "q"], completions=["x"], references=["a", "b", "c"])
+    for rows in ({"prompts": ["p"]}, {"references": ["a"]}, {"prompts": [], "completions": []}):
+        with pytest.raises(ValueError, match="`prompts` and `completions` must hold a row at least"):
+            check(fixed([0.0]), **rows)
+    with pytest.raises(ValueError, match=r"`none_columns` names \['refs'\], which are no columns here"):
+        check(fixed([0.0, 0.0]), **PLAIN, none_columns=["refs"])
