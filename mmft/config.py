@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from mmft.errors import ConfigError
+from mmft.evaluation.settings import EvaluationSettings
 from mmft.trl_bridge import ModelConfig, TrlParser
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class DataConfig:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, folder, file, `imagefolder`, `parquet`, `json`, or the built-in `mmft/scenes`."
+            "help": "Hub id, folder, file, `imagefolder`, `parquet`, `json`, or the built-in `mmft/scenes`, "
+            "`mmft/scenes-preferences`, `mmft/scenes-ratings`."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
@@ -85,7 +87,7 @@ class DataConfig:
 
 
 @dataclass
-class ScriptConfig(DataConfig):
+class ScriptConfig(EvaluationSettings, DataConfig):
     """Settings of `mmft ppo`, `evaluate`, `generate` and `check` beside the model's and the trainer's."""
 
     reward_funcs: list[str] = field(
@@ -112,6 +114,9 @@ class ScriptConfig(DataConfig):
         super().__post_init__()
         self.reward_funcs = _rewards(self.reward_funcs, "reward_funcs")
         self.eval_funcs = _rewards(self.eval_funcs, "eval_funcs")
+        self.metrics = _rewards(self.metrics, "metrics")
+        self.by, self.correlate_with = _listed(self.by) or [], _listed(self.correlate_with) or []
+        self.resampling(seed=0)  # refuses impossible numbers
         if self.num_samples < 0:
             raise ConfigError(f"`num_samples` must be >= 0; got {self.num_samples}.")
 
@@ -141,15 +146,62 @@ class SFTScriptConfig(DataConfig):
             )
 
 
+@dataclass
+class RewardModelScriptConfig(DataConfig):
+    """Settings of `mmft reward-model` beside the model's and the trainer's.
+
+    Rows hold a picture, a prompt (or `instruction`) and either two completions of which one is preferred
+    (`loss_type: bradley_terry`), or one completion and its rating (`mse`, `heteroscedastic`)."""
+
+    chosen_column: str = field(default="chosen", metadata={"help": "Column with the preferred completion."})
+    rejected_column: str = field(default="rejected", metadata={"help": "Column with the other completion."})
+    margin_column: str | None = field(
+        default=None, metadata={"help": "Column with how much better the preferred completion is."}
+    )
+    completion_column: str = field(
+        default="completion", metadata={"help": "Column with the completion that is rated."}
+    )
+    rating_column: str = field(
+        default="rating", metadata={"help": "Column with its rating: a number, or true (1) and false (0)."}
+    )
+    held_out_share: float | None = field(
+        default=None, metadata={"help": "Without `eval_split`: hold out this share of the training rows."}
+    )
+    split_column: str | None = field(
+        default=None,
+        metadata={"help": "With `held_out_share`: rows of equal value here stay on one side, as identifier."},
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "Report held-out accuracy or error by the values of this column too."}
+    )
+    num_samples: int = field(default=6, metadata={"help": "Held-out rows shown at the end."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_samples < 0:
+            raise ConfigError(f"`num_samples` must be >= 0; got {self.num_samples}.")
+        if self.held_out_share is not None and not 0 < self.held_out_share < 1:
+            raise ConfigError(f"`held_out_share` must be between 0 and 1; got {self.held_out_share}.")
+        if self.held_out_share is not None and self.eval_split is not None:
+            raise ConfigError(
+                f"`eval_split` {self.eval_split!r} and `held_out_share` {self.held_out_share} exclude each "
+                "other; give either."
+            )
+        if self.split_column is not None and self.held_out_share is None:
+            raise ConfigError(
+                f"`split_column` is {self.split_column!r}; set `held_out_share` to the share to hold out."
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class RunConfig:
     """Everything one command was told."""
 
     script: Any
-    """`ScriptConfig`, or `SFTScriptConfig` for `sft`."""
+    """`ScriptConfig`; `SFTScriptConfig` for `sft`, `RewardModelScriptConfig` for `reward-model`."""
     model: ModelConfig
     training: Any
-    """`PPOConfig`, or TRL's `SFTConfig` for `sft`."""
+    """`PPOConfig`; TRL's `SFTConfig` for `sft`, `RewardModelConfig` for `reward-model`."""
 
     def resolved(self) -> dict[str, Any]:
         """Every setting by which this run can be repeated.
@@ -192,6 +244,10 @@ def script_types(command: str) -> tuple[Any, ...]:
         from mmft.trl_bridge import SFTConfig
 
         return SFTScriptConfig, ModelConfig, SFTConfig
+    if command == "reward-model":
+        from mmft.trainers.reward_model import RewardModelConfig
+
+        return RewardModelScriptConfig, ModelConfig, RewardModelConfig
     from mmft.trainers.ppo import PPOConfig
 
     return ScriptConfig, ModelConfig, PPOConfig

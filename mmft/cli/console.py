@@ -54,6 +54,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([text[0], rule, *text[1:]])
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for a Markdown page."""
+    cells = [list(header), ["---", *("---:" for _ in header[1:])], *(list(row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
 def change_table(changes: Sequence[Change]) -> str:
     """Before and after, side by side."""
     rows = [

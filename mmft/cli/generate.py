@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmft.cli.console import is_main_process, said_lines, say
-from mmft.cli.evaluate import split_to_score
+from mmft.cli.evaluate import no_reward, split_to_score
 from mmft.cli.loading import load_policy
 from mmft.cli.run_folder import row_records
 from mmft.config import RunConfig
@@ -40,11 +40,6 @@ def run(config: RunConfig) -> int:
         )
     say(f"\n{target} holds the completions of {len(rows)} rows")
     return 0
-
-
-def no_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-    """Judges nothing: for configs without rewards."""
-    return [None] * len(completions)
 
 
 def completions(

@@ -12,11 +12,14 @@ from mmft.config import ALWAYS_RECORDED, script_types
 WIDTH = 110
 NAMES = {
     "DataConfig": "data and model parts",
+    "EvaluationSettings": "evaluation",
     "ScriptConfig": "rewards and output",
     "SFTScriptConfig": "what to learn",
+    "RewardModelScriptConfig": "what to learn, and what to show",
     "ModelConfig": "model (TRL's ModelConfig)",
     "OnlineConfig": "rollouts",
     "PPOConfig": "PPO",
+    "RewardModelConfig": "reward model",
     "_BaseConfig": "TRL's defaults",
     "SFTConfig": "supervised training (TRL's SFTConfig)",
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmft.cli.console import is_main_process, say
+from mmft.cli.evaluate_inputs import Metrics, load_metrics
+from mmft.cli.evaluate_report import completions
 from mmft.cli.launch import CONFIG_FILE, opening, train
 from mmft.cli.loading import (
     held_out_prompts,
@@ -22,6 +24,7 @@ def run(config: RunConfig) -> int:
     """Trains as the config says; every process calls it, the first one writes and prints."""
     rewards = load_rewards(config.script)
     train_rows, held_out = train_prompts(config.script), held_out_prompts(config.script)
+    metrics = load_metrics(config.script.metrics, held_out) if held_out is not None else None
     backbone = load_policy(config, train=True, keep_base=is_main_process())
     folder = Path(config.training.output_dir)
     if is_main_process():
@@ -30,18 +33,20 @@ def run(config: RunConfig) -> int:
     trainer = PPOTrainer(
         backbone, rewards.optimised, config.training, train_rows, held_out, eval_funcs=rewards.reported
     )
-    before = evaluate(trainer, "before")
+    before = evaluate(trainer, "before", metrics)
     seconds = train(trainer)
-    after = evaluate(trainer, "after")
+    after = evaluate(trainer, "after", metrics)
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         report(config, trainer, held_out, Outcome(before, after, seconds))
     return 0
 
 
-def evaluate(trainer: PPOTrainer, when: str) -> Evaluation | None:
+def evaluate(trainer: PPOTrainer, when: str, metrics: Metrics | None) -> Evaluation | None:
     """Scores the held-out rows; None where there are none."""
-    if trainer.eval_dataset is None:
+    if trainer.eval_dataset is None or metrics is None:
         return None
     say(f"scoring held-out rows {when} training ...")
-    return Evaluation.from_metrics(trainer.evaluate(), trainer.eval_samples)
+    evaluation = Evaluation.from_metrics(trainer.evaluate(), trainer.eval_samples)
+    # The first process alone writes and prints.
+    return evaluation.with_corpus(metrics.of(completions(evaluation))) if is_main_process() else evaluation

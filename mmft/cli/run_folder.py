@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,17 @@ from mmft.cli.launch import CONFIG_FILE, SUMMARY_FILE
 from mmft.cli.loading import merged_folder, model_and_adapter
 from mmft.config import RunConfig
 from mmft.data.rows import PromptDataset
+from mmft.engine.judging import RewardSuite
+from mmft.evaluation.bootstrap import Resampling
+from mmft.evaluation.health import health_warnings, reward_health
 from mmft.report.card import CardFacts, model_card
 from mmft.report.curves import draw_curves, draw_overview
 from mmft.report.record import (
+    METRIC,
     Change,
     Evaluation,
     compare,
+    masked_samples,
     paired_samples,
     read_json_lines,
     spread,
@@ -24,6 +30,7 @@ from mmft.report.record import (
     write_json,
     write_json_lines,
 )
+from mmft.report.statistics import answers, compare_evaluations
 from mmft.tiny import CAPTIONER_NAME
 from mmft.trainers.callbacks import METRICS_FILE, SAMPLES_FILE
 from mmft.trainers.ppo import PPOTrainer
@@ -48,9 +55,12 @@ class Outcome:
 def report(config: RunConfig, trainer: PPOTrainer, held_out: PromptDataset | None, outcome: Outcome) -> None:
     """Writes summary, samples, pictures and the model card, and prints before and after."""
     folder = Path(config.training.output_dir)
-    summary = summarize(trainer, outcome)
+    resampling = config.script.resampling(config.training.seed)
+    judged = judge_training(outcome, unoptimised_rewards(trainer.eval_suite), resampling)
+    summary = summarize(trainer, outcome) | judged
     write_json(folder / SUMMARY_FILE, summary)
-    (folder / "README.md").write_text(card(config, trainer, outcome), encoding="utf-8")
+    page = card(config, trainer, outcome, judged["warnings"])
+    (folder / "README.md").write_text(page, encoding="utf-8")
     history = read_json_lines(folder / METRICS_FILE)
     changes = outcome.changes
     ends = (changes[0].before, changes[0].after) if changes else None
@@ -84,10 +94,42 @@ def summarize(trainer: PPOTrainer, outcome: Outcome) -> dict[str, Any]:
         "packed_reason": verification.reason if verification else "no completion was sampled",
         "feature_cache_hit_rate": trainer.collector.encoder.cache.hit_rate,
         "unjudged_share": sum(unjudged) / len(unjudged) if unjudged else 0.0,
+        "masked_samples": masked_samples(trainer.state.log_history),
         "num_processes": trainer.accelerator.num_processes,
         "device": str(trainer.args.device),
         "versions": versions(),
     }
+
+
+def judge_training(outcome: Outcome, unoptimised: list[str], resampling: Resampling) -> dict[str, Any]:
+    """What summary.json says of the change: how sure it is, and signs that the reward was exploited.
+
+    Args:
+        outcome: held-out answers before and after, if there are any.
+        unoptimised: names of the measures that are rewards of weight 0.
+        resampling: how intervals are drawn.
+    """
+    if not (outcome.before and outcome.after):
+        return {"differences": {}, "health": None, "warnings": []}
+    before, after = answers(outcome.before), answers(outcome.after)
+    watched = [*unoptimised, *(name for name in outcome.after.means if name.startswith(METRIC))]
+    compared = compare_evaluations(outcome.before, outcome.after, resampling)
+    corpus = outcome.after.corpus
+    return {
+        "differences": {name: each.difference for name, each in compared.items()},
+        "signatures": corpus.signatures if corpus else {},
+        "health": {
+            "before": reward_health(before, resampling),
+            "after": reward_health(after, resampling),
+        },
+        "warnings": health_warnings(before, after, watched=watched, resampling=resampling),
+    }
+
+
+def unoptimised_rewards(suite: RewardSuite) -> list[str]:
+    """Names of the measures that are rewards of weight 0: reported, never optimised."""
+    named = zip(suite.names, suite.weights, strict=True)
+    return [f"rewards/{name}" for name, weight in named if weight == 0]
 
 
 def row_records(rows: PromptDataset) -> list[dict[str, Any]]:
@@ -128,14 +170,22 @@ def closing(folder: Path, summary: dict[str, Any]) -> str:
     packed = (
         "each prompt shared by its completions" if summary["packed"] else f"plain: {summary['packed_reason']}"
     )
+    warned = [f"WARNING {text}" for text in summary["warnings"]]
+    if summary["masked_samples"]:
+        warned.append(f"left out of training: {masked_text(summary['masked_samples'])}")
     files = (SUMMARY_FILE, SAMPLES_FILE, METRICS_FILE, CURVES_FILE, OVERVIEW_FILE, CONFIG_FILE, "README.md")
-    return (
+    return "".join(f"{line}\n" for line in warned) + (
         f"{summary['steps']} steps in {summary['wall_seconds']:.0f} s; scoring: {packed}\n"
         f"{folder}/ holds the trained weights and {', '.join(files)}"
     )
 
 
-def card(config: RunConfig, trainer: PPOTrainer, outcome: Outcome) -> str:
+def masked_text(masked: Mapping[str, int]) -> str:
+    """Per reward the samples it failed on, in words."""
+    return ", ".join(f"{count} samples that reward {name} failed on" for name, count in masked.items())
+
+
+def card(config: RunConfig, trainer: PPOTrainer, outcome: Outcome, warnings: Sequence[str] = ()) -> str:
     """The run's model card."""
     base, adapter = model_and_adapter(config)
     return model_card(
@@ -146,6 +196,7 @@ def card(config: RunConfig, trainer: PPOTrainer, outcome: Outcome) -> str:
             rewards=trainer.reward_suite.names,
             settings=config.resolved(),
             changes=outcome.changes,
+            warnings=warnings,
             num_rows=len(outcome.after.samples) if outcome.after else 0,
             versions=versions(),
             adapter=trainer.actor_critic.backbone.has_adapters,

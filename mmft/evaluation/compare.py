@@ -86,6 +86,16 @@ def compare_rows(first: Numbers, second: Numbers, resampling: Resampling) -> Com
     )
 
 
+def corpus_estimate(score: CorpusScore, num_rows: int, resampling: Resampling) -> Estimate:
+    """A score of all rows at once with its interval: computed anew from every draw of rows."""
+    everything = np.arange(num_rows)
+    value = score(everything)
+    if num_rows < 2:
+        return Estimate(value, count=num_rows, reason="one row says nothing about chance")
+    low, high = interval(score, (everything,), resampling, vectorized=False, bca=False)
+    return Estimate(value, low, high, num_rows)
+
+
 def compare_corpus(
     first: CorpusScore, second: CorpusScore, num_rows: int, resampling: Resampling
 ) -> Comparison:

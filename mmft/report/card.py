@@ -16,7 +16,7 @@ CARD = """\
 
 {base} trained with PPO and a learned critic by mmft on `{dataset}`, to raise: {rewards}.
 
-{results}
+{results}{warnings}
 ## Settings
 
 {settings}
@@ -68,6 +68,8 @@ class CardFacts:
     versions: Mapping[str, str]
     adapter: bool
     packaged_base: bool = False
+    warnings: Sequence[str] = ()
+    """Signs that the reward was exploited."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -79,6 +81,7 @@ def model_card(facts: CardFacts) -> str:
         dataset=facts.dataset,
         rewards=", ".join(f"`{name}`" for name in facts.rewards),
         results=_results(facts),
+        warnings=_warnings(facts),
         settings="\n".join(
             f"- {name}: {facts.settings[name]}" for name in SHOWN_SETTINGS if name in facts.settings
         ),
@@ -105,6 +108,12 @@ def _results(facts: CardFacts) -> str:
     decoded = f"sampled at temperature {temperature:g}" if temperature else "decoded greedily"
     head = ["## Results", "", f"Means over {facts.num_rows} held-out rows, {decoded}.", ""]
     return "\n".join([*head, "| measure | before | after |", "|---|---|---|", *rows, ""])
+
+
+def _warnings(facts: CardFacts) -> str:
+    if not facts.warnings:
+        return ""
+    return "\n".join(["\n## Warnings\n", *(f"- {text}" for text in facts.warnings), ""])
 
 
 def _usage(facts: CardFacts) -> str:

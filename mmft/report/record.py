@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mmft.trainers.held_out import held_out_columns
+
+if TYPE_CHECKING:
+    from mmft.evaluation.metrics import CorpusResult
 
 LIBRARIES = ("mmft", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 LABELS = {
@@ -17,6 +23,10 @@ LABELS = {
     "completions/mean_length": "tokens per completion",
     "completions/no_eos_share": "share without end",
 }
+METRIC = "metrics/"
+"""Begins the name of a corpus metric among the measures; those of rewards begin with "rewards/"."""
+MASKED = "/masked"
+"""Ends the name under which a trainer counts the samples that a reward failed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +34,16 @@ class Evaluation:
     """Held-out rows as one policy answered them.
 
     Attributes:
-        means: per measure the mean over the rows that could be judged.
+        means: per measure the mean over the rows that could be judged, or the score of the corpus.
         samples: per row the completion and its rewards.
+        masked: per reward the number of samples it failed on.
+        corpus: what corpus metrics say, if any were asked for.
     """
 
     means: dict[str, float]
     samples: list[dict[str, Any]]
+    masked: dict[str, int] = field(default_factory=dict)
+    corpus: CorpusResult | None = None
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> Evaluation:
@@ -39,7 +53,22 @@ class Evaluation:
             for name, value in metrics.items()
             if name.startswith("eval_")
         }
-        return cls(means, [dict(sample) for sample in samples])
+        masked = masked_samples([{name: means.pop(name) for name in [*means] if name.endswith(MASKED)}])
+        return cls(means, [dict(sample) for sample in samples], masked)
+
+    def with_corpus(self, corpus: CorpusResult | None) -> Evaluation:
+        """The same answers with the scores of corpus metrics among the means."""
+        if corpus is None:
+            return self
+        scores = {f"{METRIC}{name}": score for name, score in corpus.scores.items()}
+        return dataclasses.replace(self, means=self.means | scores, corpus=corpus)
+
+    def measures(self) -> dict[str, list[float | None]]:
+        """One number per row for every measure, in the order of the samples; those that judged no row go."""
+        columns = held_out_columns(self.samples)
+        if self.corpus is not None:
+            columns |= {f"{METRIC}{name}": values for name, values in self.corpus.per_sample.items()}
+        return {name: values for name, values in columns.items() if any(map(is_number, values))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +81,33 @@ class Change:
 
     @property
     def label(self) -> str:
-        return LABELS.get(self.name, self.name.removeprefix("rewards/"))
+        return label(self.name)
 
     @property
     def relative(self) -> float | None:
         """(after - before) / |before|; None from zero."""
         return (self.after - self.before) / abs(self.before) if self.before else None
+
+
+def label(name: str) -> str:
+    """A measure's name as tables show it."""
+    return LABELS.get(name, name.removeprefix("rewards/").removeprefix(METRIC))
+
+
+def is_number(value: float | None) -> bool:
+    """False for None and NaN, which stand for "could not be judged"."""
+    return value is not None and not math.isnan(value)
+
+
+def masked_samples(lines: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """Per reward the samples it failed on, summed over log lines."""
+    counts: dict[str, int] = {}
+    for line in lines:
+        for name, number in line.items():
+            if name.startswith("rewards/") and name.endswith(MASKED):
+                reward = name.removeprefix("rewards/").removesuffix(MASKED)
+                counts[reward] = counts.get(reward, 0) + round(number)
+    return counts
 
 
 def compare(before: Evaluation, after: Evaluation) -> list[Change]:
@@ -131,6 +181,8 @@ def plain(value: Any) -> Any:
     """The value as JSON knows it: NaN and infinity become null; what is no data becomes its text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
