@@ -1,17 +1,26 @@
-"""Keeps prompt encodings between steps and epochs, so that a frozen vision path sees every picture once."""
+"""Keeps what frozen weights made of an input between steps and epochs: a picture is seen once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
 
-from mmft.models.prompts import PromptEncoding
+
+class Entry(Protocol):
+    """What can be kept: anything that knows its size."""
+
+    @property
+    def num_bytes(self) -> int: ...
 
 
-class FeatureCache:
-    """Least-recently-used cache of prompt encodings, bounded in bytes.
+Kept = TypeVar("Kept", bound=Entry)
 
-    Only valid while nothing before the seam trains; the owner must not use it otherwise.
+
+class FeatureCache(Generic[Kept]):
+    """Least-recently-used cache of encodings, bounded in bytes.
+
+    Only valid while nothing that they depend on trains; the owner must not use it otherwise.
 
     Attributes:
         hits: look-ups that found an encoding.
@@ -23,13 +32,13 @@ class FeatureCache:
         self.num_bytes = 0
         self.hits = 0
         self.misses = 0
-        self._entries: OrderedDict[Hashable, PromptEncoding] = OrderedDict()
+        self._entries: OrderedDict[Hashable, Kept] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: Hashable) -> PromptEncoding | None:
-        """The encoding of that prompt, or None; counts the look-up."""
+    def get(self, key: Hashable) -> Kept | None:
+        """The encoding of that key, or None; counts the look-up."""
         entry = self._entries.get(key)
         if entry is None:
             self.misses += 1
@@ -38,7 +47,7 @@ class FeatureCache:
         self._entries.move_to_end(key)
         return entry
 
-    def put(self, key: Hashable, encoding: PromptEncoding) -> None:
+    def put(self, key: Hashable, encoding: Kept) -> None:
         """Stores an encoding and drops the least recently used ones beyond the bound."""
         size = encoding.num_bytes
         if size > self.max_bytes:

@@ -60,7 +60,9 @@ class PromptEncoder:
 
     def __init__(self, backbone: Backbone, cache_bytes: int) -> None:
         self.backbone = backbone
-        self.cache = FeatureCache(cache_bytes if backbone.caches_encodings else 0)
+        self.cache: FeatureCache[PromptEncoding] = FeatureCache(
+            cache_bytes if backbone.caches_encodings else 0
+        )
 
     def inputs(self, row: PromptRow) -> PromptInputs:
         """The processor's inputs, for the plain path and for in-graph encoding."""

@@ -36,13 +36,14 @@ def reward_samples(batch: RewardBatch, estimate: RewardEstimate) -> list[dict[st
         else:
             record = {"completion": row.texts[0], "rating": row.target}
             record |= {name: value[0] for name, value in values.items()}
-        records.append({"row": row.number} | record)
+        records.append({"row": row.number, "cut": row.cut} | record)
     return records
 
 
 def reward_metrics(samples: Samples) -> dict[str, float]:
-    """Of preferences or of ratings, whichever the samples are."""
-    return preference_metrics(samples) if "chosen" in samples[0] else rating_metrics(samples)
+    """Of preferences or of ratings, whichever the samples are, and the share of rows read in part."""
+    metrics = preference_metrics(samples) if "chosen" in samples[0] else rating_metrics(samples)
+    return metrics | {"cut_share": sum(sample["cut"] for sample in samples) / len(samples)}
 
 
 def preference_metrics(samples: Samples) -> dict[str, float]:

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from mmft.data.rows import PromptDataset
-from mmft.engine.completion_batch import CompletionTokenizer
+from mmft.engine.completion_batch import CompletionBatch, CompletionTokenizer
 from mmft.engine.reward_inputs import RewardInputs
 from mmft.engine.reward_model import RewardScores, VLMRewardModel
 from mmft.errors import ConfigError, NonFiniteError
@@ -174,6 +174,7 @@ class RewardModelTrainer(Trainer):
         self.inputs = RewardInputs(
             reward_model,
             args.feature_cache_mb * 2**20,
+            reread=True,
             sharded=self._is_sharded,
             anyone=self._anyone,
             autocast=self.accelerator.autocast,
@@ -203,7 +204,12 @@ class RewardModelTrainer(Trainer):
         return self._sum_over_processes(torch.tensor(rows, device=device))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return inputs | {"prompts": self.inputs.prompts(inputs["batch"].completions)}
+        """Adds what the model is called with: features where the backbone is frozen, else prompts."""
+        batch: CompletionBatch = inputs["batch"].completions
+        if self.inputs.keeps_readings:
+            return inputs | {"call": (None, None), "features": self.inputs.known_features(batch)}
+        call = (self.inputs.prompts(batch), batch.completions.to(self.args.device))
+        return inputs | {"call": call, "features": None}
 
     def compute_loss(
         self,
@@ -217,7 +223,7 @@ class RewardModelTrainer(Trainer):
         Gradients are averaged over processes, while the loss is a sum over the global batch: hence the
         factor."""
         batch: RewardBatch = inputs["batch"]
-        scores = model(inputs["prompts"], batch.completions.completions.to(self.args.device))
+        scores = model(*inputs["call"], features=inputs["features"])
         loss = self._loss(scores, batch, num_items_in_batch)
         if not torch.isfinite(loss):
             raise NonFiniteError(
@@ -230,6 +236,7 @@ class RewardModelTrainer(Trainer):
     def _loss(self, scores: RewardScores, batch: RewardBatch, num_rows: Tensor) -> Tensor:
         means, targets = batch.by_row(scores.mean), batch.targets.to(scores.mean.device)
         self._log_batch(means.detach(), targets)
+        self.metric_log.add_all("cut_share", [float(row.cut) for row in batch.rows])
         if self.args.learns_preferences:
             chosen, rejected = means.unbind(1)
             loss = bradley_terry_loss(chosen, rejected, targets, num_pairs=num_rows)

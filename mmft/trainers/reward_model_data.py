@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,12 @@ from torch.utils.data import Dataset
 
 from mmft.data.content import content_key
 from mmft.data.rows import PromptDataset
-from mmft.engine.completion_batch import CompletionBatch, completion_text, group_completions
+from mmft.engine.completion_batch import (
+    CompletionBatch,
+    CompletionTokenizer,
+    completion_text,
+    group_completions,
+)
 from mmft.errors import ConfigError, DataError
 from mmft.types import PromptRow
 
@@ -36,6 +41,8 @@ class RewardRow:
     texts: list[str]
     """Chosen and rejected, or the one completion."""
     ids: list[list[int]]
+    cut: bool
+    """Whether a completion is longer than the model reads."""
     target: float
     """The margin of a preference (0 if the data has none), or the rating."""
 
@@ -82,7 +89,7 @@ class RewardDataset(Dataset[RewardRow]):
         prompts: PromptDataset,
         *,
         preferences: bool,
-        tokenize: Callable[[str], list[int]],
+        tokenize: CompletionTokenizer,
         share_prompts: bool = True,
     ) -> None:
         """Checks every completion and target; pictures are read later.
@@ -90,7 +97,7 @@ class RewardDataset(Dataset[RewardRow]):
         Args:
             prompts: the rows.
             preferences: whether they are preferences or ratings.
-            tokenize: text to ids.
+            tokenize: text to ids, cut where sampling would cut.
             share_prompts: whether rows of the same content count as one prompt.
 
         Raises:
@@ -118,10 +125,11 @@ class RewardDataset(Dataset[RewardRow]):
         if self.share_prompts:
             prompt = dataclasses.replace(prompt, key=content_key(prompt))
         texts = self.texts[number]
-        ids = [self.tokenize(text) for text in texts]
-        if not all(ids):
+        whole, longest = [self.tokenize.whole(text) for text in texts], self.tokenize.max_length
+        if not all(whole):
             raise self._error(number, "a completion is empty and the model has no end token. Drop the row.")
-        return RewardRow(number, prompt, texts, ids, self.targets[number])
+        cut = any(len(ids) > longest for ids in whole)
+        return RewardRow(number, prompt, texts, [ids[:longest] for ids in whole], cut, self.targets[number])
 
     def _targets(self, preferences: bool) -> list[float]:
         name = TARGETS[PREFERENCE if preferences else RATING]
