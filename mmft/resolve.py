@@ -36,6 +36,7 @@ SHORT_NAMES = {
     "format": "rewards:FormatReward",
     "keyword_coverage": "rewards:KeywordCoverage",
     "length": "rewards:LengthReward",
+    "judge": "rewards:JudgeReward",
     "length_penalty": "rewards:length_penalty",
     "multiple_choice": "rewards:MultipleChoice",
     "numeric_answer": "rewards:NumericAnswer",

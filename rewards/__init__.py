@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rewards.coverage import KeywordCoverage, share_said
     from rewards.detail import caption_detail, detail_reward
     from rewards.formats import FormatReward, RegexReward
+    from rewards.judge import JudgeReward
     from rewards.length import LengthReward, excess_length, length_penalty
     from rewards.repetition import RepetitionPenalty, distinct_n, loop_share
     from rewards.rouge import RougeLReward, sentence_rouge_l
@@ -38,6 +39,7 @@ __all__ = [
     "DocumentFrequencies",
     "ExactMatch",
     "FormatReward",
+    "JudgeReward",
     "KeywordCoverage",
     "LengthReward",
     "MultipleChoice",
@@ -75,6 +77,7 @@ _HOME = {
     "DocumentFrequencies": "rewards.cider",
     "ExactMatch": "rewards.answers",
     "FormatReward": "rewards.formats",
+    "JudgeReward": "rewards.judge",
     "KeywordCoverage": "rewards.coverage",
     "LengthReward": "rewards.length",
     "MultipleChoice": "rewards.answers",
