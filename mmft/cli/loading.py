@@ -132,6 +132,7 @@ def load_policy(run: RunConfig, *, train: bool, keep_base: bool = False) -> Back
         backbone = _put_on(backbone, adapter, merge=train)
         if keep_base and run.model.use_peft:
             save_model(backbone, merged_folder(run))
+            backbone.source = str(merged_folder(run))
     if not train:
         backbone.model.requires_grad_(False)
         return backbone

@@ -117,7 +117,7 @@ class LearnedReward:
                 "epistemic_std": estimate.epistemic.sqrt(),
                 "aleatoric_std": estimate.aleatoric.sqrt(),
             }.items():
-                log_extra(f"{self.__name__}/{name}", values.tolist())
+                log_extra(name, values.tolist())
         rewards: list[float | None] = [*(estimate.mean - self.penalty * std).tolist()]
         return rewards
 
