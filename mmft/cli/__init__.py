@@ -1,4 +1,4 @@
-"""The command line: `mmft ppo | sft | evaluate | generate | check --config FILE [--field value]`.
+"""The command line: `mmft COMMAND --config FILE [--field value]`.
 
 Only what `mmft --help` needs is imported here; each command imports its own libraries.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "ppo": "train on rewards with PPO and a learned critic; held-out scores before and after",
     "sft": "warm start: learn to write the captions of a dataset (TRL's SFTTrainer)",
+    "reward-model": "learn a reward from preferences or ratings, for the `reward_funcs` of `mmft ppo`",
     "evaluate": "score a model, with or without an adapter, on held-out rows with any rewards",
     "generate": "write completions for the rows of a split",
     "check": "try a config on one prompt, show what would train, and report every problem found",
@@ -86,7 +87,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 
         quiet_libraries()
         run = parse_run(command, arguments)
-        return int(importlib.import_module(f"mmft.cli.{command}").run(run))
+        return int(importlib.import_module(f"mmft.cli.{command.replace('-', '_')}").run(run))
     except (ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError) as error:
         print(f"mmft {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

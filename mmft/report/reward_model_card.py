@@ -1,0 +1,119 @@
+"""The README.md of a reward model's run folder: what it learned, how far to trust it, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmft.report.record import Change
+
+CARD = """\
+---
+library_name: transformers
+tags: [mmft, reward-model]
+---
+
+# {title}
+
+A reward model on `{base}`, trained by mmft on {learned} of `{dataset}`.
+
+{results}{groups}## Settings
+
+{settings}
+
+The whole configuration is in `config.yaml`; `mmft reward-model --config config.yaml` repeats the run.
+
+## Use
+
+In the config of `mmft ppo` or `mmft evaluate`:
+
+```yaml
+reward_funcs:
+  - {{name: reward_model, path: {folder}, penalty: 1.0}}   # mean - 1.0 * standard deviation
+```
+
+In Python, in the reward protocol of TRL's trainers too:
+
+```python
+from mmft.engine.learned_reward import LearnedReward
+
+reward = LearnedReward({folder!r})
+reward(prompts=[prompt], completions=[text], images=[[picture]])
+```
+
+It knows completions like those it was trained on. A policy that is trained on it for long leaves them: look
+at the completions, report a measure that is not optimised (`eval_funcs`), and use `penalty`.
+
+## Made with
+
+{versions}
+"""
+SHOWN_SETTINGS = (
+    "loss_type", "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "dropout", "head_width", "mc_samples",
+    "center_rewards_coefficient", "normalize_ratings", "trainable", "use_peft", "lora_r", "lora_alpha",
+    "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GroupChange:
+    """A measure before and after on the rows of one group."""
+
+    name: str
+    num_rows: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModelFacts:
+    """What a card says."""
+
+    folder: str
+    base: str
+    dataset: str
+    learned: str
+    """`preferences` or `ratings`."""
+    settings: Mapping[str, Any]
+    changes: Sequence[Change]
+    groups: Sequence[GroupChange]
+    group_measure: str
+    group_column: str | None
+    num_rows: int
+    versions: Mapping[str, str]
+
+
+def reward_model_card(facts: RewardModelFacts) -> str:
+    """The card as Markdown."""
+    shown = [name for name in SHOWN_SETTINGS if facts.settings.get(name) is not None]
+    return CARD.format(
+        title=facts.folder.rstrip("/").rsplit("/", 1)[-1],
+        base=facts.base,
+        dataset=facts.dataset,
+        learned=facts.learned,
+        folder=facts.folder,
+        results=_results(facts),
+        groups=_groups(facts),
+        settings="\n".join(f"- {name}: {facts.settings[name]}" for name in shown),
+        versions="\n".join(f"- {name} {version}" for name, version in facts.versions.items()),
+    )
+
+
+def _results(facts: RewardModelFacts) -> str:
+    if not facts.changes:
+        return ""
+    rows = [f"| {change.label} | {change.before:.3f} | {change.after:.3f} |" for change in facts.changes]
+    head = ["## Results", "", f"On {facts.num_rows} held-out rows.", "", "| measure | before | after |"]
+    return "\n".join([*head, "|---|---|---|", *rows, "", ""])
+
+
+def _groups(facts: RewardModelFacts) -> str:
+    if not facts.groups:
+        return ""
+    head = f"| {facts.group_column} | rows | {facts.group_measure} before | after |"
+    rows = [
+        f"| {each.name} | {each.num_rows} | {each.before:.3f} | {each.after:.3f} |" for each in facts.groups
+    ]
+    return "\n".join([head, "|---|---|---|---|", *rows, "", ""])
