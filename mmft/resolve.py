@@ -114,6 +114,12 @@ def _inner(spec: RewardSpec, where: str) -> RewardFunction:
     return reward
 
 
+def reward_checker() -> Callable[..., Any]:
+    """The checker of the `rewards` package: what breaks the reward protocol, as a ValueError with a list."""
+    checker: Callable[..., Any] = importlib.import_module("rewards").check
+    return checker
+
+
 class MessageForm:
     """A reward that reads messages, made to take plain-text completions too."""
 

@@ -26,11 +26,14 @@ from mmft.cli.loading import (
 )
 from mmft.config import RunConfig
 from mmft.data.rows import PromptDataset
+from mmft.engine.reward_calls import is_async, is_two_phase, reward_batch
 from mmft.engine.sampling import sample_noise
 from mmft.errors import ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError
 from mmft.models.backbone import Backbone
+from mmft.resolve import reward_checker
 from mmft.trainers.collector import Judged
 from mmft.trainers.ppo import PPOTrainer
+from mmft.types import RewardFunction
 
 MAX_BAD_ROWS = 20
 MISTAKES = (ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError)
@@ -146,6 +149,7 @@ def try_one_group(
     judged = trainer.collector.judge([rows[0]], args.sampling_params(), noise, rewards=trainer.eval_suite)
     show_lengths(trainer, judged, findings)
     show_rewards(judged, findings)
+    check_protocol(rewards.optimised, trainer, judged, findings)
     scores = trainer.actor_critic(judged.prompts, judged.samples.completions, temperature=args.temperature)
     loss = scores.logps[judged.samples.completions.mask].mean()
     if scores.values is not None:
@@ -198,6 +202,31 @@ def show_rewards(judged: Judged, findings: Findings) -> None:
         findings.remarks.append(
             "all completions of the first row got the same reward: that prompt teaches nothing"
         )
+
+
+def check_protocol(
+    rewards: list[RewardFunction], trainer: PPOTrainer, judged: Judged, findings: Findings
+) -> None:
+    """Asks each reward in the ways a long run may: other orders, one sample, empty texts, missing columns.
+
+    What it answers wrongly is a remark: this run's data may never ask it so. Asynchronous rewards, most often
+    paid services, and those that learn from the data are left out."""
+    ids = _split_ids(judged)
+    batch = reward_batch(judged.rows, judged.texts, [ids], trainer.state)
+    for name, reward in zip(trainer.reward_suite.names, rewards, strict=True):
+        if is_async(reward) or is_two_phase(reward) or hasattr(reward, "prepare"):
+            continue
+        arguments = {"prompts": batch.prompts, "completions": batch.completions} | batch.columns
+        try:
+            reward_checker()(reward, **arguments)
+        except ValueError as error:
+            findings.remarks += [f"reward {name!r}: {line[2:]}" for line in str(error).split("\n")[1:]]
+
+
+def _split_ids(judged: Judged) -> list[list[int]]:
+    completions = judged.samples.completions
+    pairs = zip(completions.ids.tolist(), completions.lengths.tolist(), strict=True)
+    return [ids[:length] for ids, length in pairs]
 
 
 def peak_memory() -> int:

@@ -62,15 +62,6 @@ def load_rewards(script: ScriptConfig) -> Rewards:
     return Rewards(resolve_rewards(script.reward_funcs)[0], resolve_rewards(script.eval_funcs)[0])
 
 
-def prepare_rewards(rewards: Rewards, script: ScriptConfig) -> None:
-    """Shows the training rows to rewards that learn from them beforehand, where no trainer does it."""
-    waiting: list[Any] = [r for r in (*rewards.optimised, *rewards.reported) if hasattr(r, "prepare")]
-    if waiting:
-        rows = train_prompts(script)
-        for reward in waiting:
-            reward.prepare(rows.column)
-
-
 def load_rows(script: DataConfig, split: str, max_rows: int | None) -> Dataset:
     """One split as it is stored, columns renamed."""
     if script.dataset_name is None:

@@ -18,3 +18,17 @@ def abstains(prompts: list[Any], completions: list[Any], **columns: Any) -> list
 def breaks(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
     """Raises."""
     raise RuntimeError("out of order")
+
+
+def favours_the_first(completions: list[str], **columns: Any) -> list[float | None]:
+    """Breaks the protocol where no single batch shows it: the place in the batch counts."""
+    return [1.0 / (1 + place) for place in range(len(completions))]
+
+
+CALLS: list[int] = []
+
+
+async def counted(completions: list[str], **columns: Any) -> list[float | None]:
+    """Stands for a service that costs money: counts its calls."""
+    CALLS.append(len(completions))
+    return [0.0] * len(completions)
