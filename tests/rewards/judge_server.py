@@ -15,6 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+KEY = "sk-0123456789-not-for-logs"
+"""What the clients of the tests present."""
+
 
 @dataclass(slots=True)
 class Reply:
@@ -35,6 +38,7 @@ class Request:
 
     path: str
     headers: dict[str, str]
+    """By lower-case name."""
     body: dict[str, Any]
 
     @property
@@ -111,7 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        request = Request(self.path, dict(self.headers.items()), body)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(self.path, headers, body)
         judge = self.server.judge
         before = judge.enter(request)
         try:
