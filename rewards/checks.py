@@ -59,8 +59,9 @@ def check(
     - `state_dict`, if there is one: it can be written as JSON and loaded;
     - `token_rewards`, if there is one: a number for every token.
 
-    Asynchronous rewards are awaited. A reward with `prepare` is copied and the copy prepared, so that these
-    rows do not stay in it; a state that it has (`state_dict`) is put back before every call and at the end.
+    Asynchronous rewards are awaited. A state that a reward has (`state_dict`) is put back before every call
+    and at the end. A reward with `prepare` is prepared with these rows; where it has a state too, that is
+    done to a copy, and not at all if it cannot be copied (locks, open connections): prepare it yourself then.
 
     Args:
         reward: A function or an object that can be called.
@@ -118,12 +119,17 @@ def _rows(
     return {name: list(values) for name, values in rows.items()}
 
 
-def _prepared(reward: Callable[..., Any], rows: Rows) -> Callable[..., Any]:
+def _prepared(reward: Any, rows: Rows) -> Any:
+    """The reward, or a copy that has seen the rows: statistics of two rows must not go into a run."""
     if not hasattr(reward, "prepare"):
         return reward
-    prepared: Any = copy.deepcopy(reward)
-    prepared.prepare(rows.get)
-    return prepared
+    if hasattr(reward, "state_dict"):
+        try:
+            reward = copy.deepcopy(reward)
+        except Exception:  # whatever its parts raise
+            return reward
+    reward.prepare(rows.get)
+    return reward
 
 
 @dataclass
@@ -282,8 +288,8 @@ class _Examination:
             self.reward.load_state_dict(copy.deepcopy(self.state))
 
     def note(self, where: str, problem: str) -> None:
-        """Keep a problem, unless it arose elsewhere already."""
-        self.problems.setdefault(problem, where)
+        """Keep a problem, on one line, unless it arose elsewhere already."""
+        self.problems.setdefault(" ".join(problem.split()), where)
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,39 +12,11 @@ import pytest
 import torch
 from trl.rewards import think_format_reward
 
-import rewards
-from rewards import CaptioningReward, CompositeReward, KeywordCoverage, check
-from rewards.checks import made_up_rows
+from rewards import CaptioningReward, check
 from rewards.text import completion_text
+from tests.rewards.checking import PLAIN, problems
 
-PLAIN = {"prompts": ["p", "q"], "completions": ["x", "yy"]}
 MESSAGES = [[{"role": "assistant", "content": text}] for text in PLAIN["completions"]]
-
-# Every reward that needs no network and no model, as it is used on the made-up rows.
-SHIPPED: dict[str, Callable[[], Any]] = {
-    "BleuReward": rewards.BleuReward,
-    "CaptioningReward": rewards.CaptioningReward,
-    "CiderReward": rewards.CiderReward,
-    "CompositeReward": lambda: rewards.CompositeReward(
-        {"text": rewards.BleuReward(), "tags": KeywordCoverage()}
-    ),
-    "ExactMatch": rewards.ExactMatch,
-    "FormatReward": rewards.FormatReward,
-    "KeywordCoverage": lambda: KeywordCoverage(forbidden_column="answer"),
-    "LengthReward": lambda: rewards.LengthReward(2, 5),
-    "LengthReward of tokens": lambda: rewards.LengthReward(4, 5, unit="tokens"),
-    "MultipleChoice": lambda: rewards.MultipleChoice(choices_column="choices"),
-    "NumericAnswer": rewards.NumericAnswer,
-    "PotentialShaping": lambda: rewards.PotentialShaping(KeywordCoverage()),
-    "RegexReward": lambda: rewards.RegexReward("red"),
-    "RegexReward by row": lambda: rewards.RegexReward(column="answer"),
-    "RepetitionPenalty": rewards.RepetitionPenalty,
-    "RougeLReward": rewards.RougeLReward,
-    "ShapedReward": lambda: rewards.ShapedReward(rewards.BleuReward(), KeywordCoverage()),
-    "bleu_reward": lambda: rewards.bleu_reward,
-    "detail_reward": lambda: rewards.detail_reward,
-    "length_penalty": lambda: rewards.length_penalty,
-}
 
 
 def fixed(answer: Any) -> Any:
@@ -53,33 +24,6 @@ def fixed(answer: Any) -> Any:
         return answer if len(completions) == 2 else answer[:1]
 
     return my_reward
-
-
-def problems(reward: Any, **rows: Any) -> list[str]:
-    """What the checker says of a reward, line by line."""
-    with pytest.raises(ValueError, match="breaks the reward protocol") as caught:
-        check(reward, **(rows if "prompts" in rows else PLAIN | rows))
-    headline, *listed = str(caught.value).split("\n- ")
-    assert headline.endswith("breaks the reward protocol:")
-    return listed
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_every_reward_of_the_package_keeps_the_protocol(name: str):
-    values = check(SHIPPED[name]())
-    assert len(values) == 2
-    assert None not in values
-
-
-def test_no_reward_of_the_package_is_left_out():
-    scored = {name.split()[0] for name in SHIPPED}
-    # They need a model, or a service; their own tests call the checker.
-    elsewhere = {"ClipScore", "RefClipScore", "JudgeReward"}
-    offered = {
-        name for name in rewards.__all__ if name.endswith(("Reward", "Score", "_reward", "Match", "Penalty"))
-    }
-    offered -= {"shaped_reward"}  # an equation
-    assert offered - elsewhere <= scored
 
 
 def test_the_rewards_come_back():
@@ -313,144 +257,6 @@ def test_pictures_and_token_ids_are_never_none():
         ]
 
     assert check(strict) == [32.0, 32.0]
-
-
-def draw(image: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    image[0].putpixel((0, 0), (1, 2, 3))
-    return [0.0] * len(completions)
-
-
-def fill(tensor: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    tensor[0].fill_(7.0)
-    return [0.0] * len(completions)
-
-
-def sort(references: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    for reference in references:
-        (reference or []).sort()
-    return [0.0] * len(completions)
-
-
-def say_more(completions: list[Any], **columns: Any) -> list[float]:
-    if not isinstance(completions[0], str):
-        completions[0][0]["content"] += "!"
-    return [0.0] * len(completions)
-
-
-@pytest.mark.parametrize(
-    ("reward", "columns", "problem"),
-    [
-        (draw, made_up_rows(), "as given: changed its argument `image`; work on a copy"),
-        (fill, {"tensor": [torch.zeros(2)] * 2}, "as given: changed its argument `tensor`; work on a copy"),
-        (
-            sort,
-            {"references": [["b", "a"]] * 2},
-            "as given: changed its argument `references`; work on a copy",
-        ),
-        (say_more, {}, "completions as messages: changed its argument `completions`; work on a copy"),
-    ],
-)
-def test_changed_arguments_are_named(reward: Any, columns: Any, problem: str):
-    assert problem in problems(reward, **columns)
-
-
-def test_what_was_given_stays_as_it_was():
-    references = [["b", "a"], ["d", "c"]]
-    problems(sort, references=references)
-    assert references == [["b", "a"], ["d", "c"]]
-
-
-def test_what_a_reward_logs_is_checked():
-    def logs(completions: list[Any], log_extra: Any, log_metric: Any, **columns: Any) -> list[float]:
-        log_extra("good", completions)
-        log_extra("short", [1])
-        log_metric("good", torch.tensor(1.0))
-        log_metric("bad", float("nan"))
-        return [0.0] * len(completions)
-
-    assert problems(logs) == [
-        "as given: logged 1 values as 'short' for 2 completions; log one each",
-        "as given: logged nan as the metric 'bad'; log a finite number",
-    ]
-
-
-class Running:
-    """Counts its calls, and keeps the count or not."""
-
-    def __init__(self) -> None:
-        self.calls = 7
-
-    def __call__(self, completions: list[Any], **columns: Any) -> list[float]:
-        self.calls += 1
-        return [float(self.calls)] * len(completions)
-
-
-class Kept(Running):
-    def state_dict(self) -> dict[str, Any]:
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.calls = state["calls"]
-
-
-class KeptBadly(Kept):
-    def state_dict(self) -> dict[str, Any]:
-        return {"calls": {self.calls}}
-
-
-def test_a_state_is_put_back_before_every_call_and_at_the_end():
-    reward = Kept()
-    assert check(reward, **PLAIN) == [8.0, 8.0]
-    assert reward.calls == 7
-    assert problems(Running())[0].startswith(
-        "called again: gave 9.0 for a completion that it gave 8.0 before."
-    )
-
-
-def test_a_state_must_be_json():
-    assert problems(KeptBadly())[0] == (
-        "state: cannot be saved as JSON and loaded: TypeError: Object of type set is not JSON serializable"
-    )
-
-
-def test_a_reward_is_prepared_as_a_copy():
-    reward = rewards.CiderReward()
-    assert check(reward) == check(reward)
-    assert reward.state_dict() == {}
-
-
-def test_statistics_of_a_composite_stay_as_they_were():
-    reward = CompositeReward({"text": rewards.BleuReward()}, scaling="z-score")
-    before = reward.state_dict()
-    assert check(reward, compares_within_batch=True) == pytest.approx([1.0, -1.0], abs=1e-4)
-    assert reward.state_dict() == before
-
-
-class Dense:
-    def __init__(self, answer: Callable[[list[str]], Any]) -> None:
-        self.answer = answer
-
-    def __call__(self, completions: list[Any], **columns: Any) -> list[float]:
-        return [0.0] * len(completions)
-
-    def token_rewards(
-        self, completions: list[Any], prefixes: list[list[str]], *, discount: float, **columns: Any
-    ) -> list[Any]:
-        assert 0 < discount < 1
-        assert [row[-1] for row in prefixes] == list(map(completion_text, completions))
-        return [self.answer(row) for row in prefixes]
-
-
-def test_dense_rewards_give_a_number_for_every_token():
-    rows = {"prompts": ["p"], "completions": ["one two three"]}
-    assert check(Dense(lambda prefixes: [0.5] * (len(prefixes) - 1)), **rows) == [0.0]
-    assert check(Dense(lambda prefixes: None), **rows) == [0.0]
-    assert problems(Dense(lambda prefixes: [0.5] * len(prefixes)), **rows) == [
-        "token_rewards: returned [0.5, 0.5, 0.5, 0.5] for the 3 tokens of row 0; return a number each"
-    ]
-    assert problems(Dense(lambda prefixes: [None] * 3), **rows) == [
-        "token_rewards: returned [None, None, None] for the 3 tokens of row 0; return a number each"
-    ]
 
 
 def test_rows_must_be_whole():
