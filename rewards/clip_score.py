@@ -232,5 +232,4 @@ def _mean(values: list[float]) -> float:
 def _harmonic_mean(score: float | None, cosine: float | None) -> float | None:
     if score is None or cosine is None:
         return None
-    cosine = max(cosine, 0.0)
     return 2 * score * cosine / (score + cosine) if score > 0 and cosine > 0 else 0.0
