@@ -16,7 +16,7 @@ from typing import Any
 
 from mmft.cli.console import is_main_process, said_lines, say
 from mmft.cli.evaluate_inputs import Metrics, group_columns, load_metrics, number_columns
-from mmft.cli.evaluate_other import OtherRun, differing_settings, find_other, read_answers
+from mmft.cli.evaluate_other import OtherRun, differing_settings, find_other, read_answers, run_title
 from mmft.cli.evaluate_report import (
     Report,
     completions,
@@ -37,7 +37,7 @@ from mmft.evaluation.bootstrap import Array, Resampling
 from mmft.evaluation.health import reward_health
 from mmft.evaluation.settings import EvaluationSettings
 from mmft.report.record import Evaluation, spread, versions, write_json
-from mmft.report.statistics import answers, estimates
+from mmft.report.statistics import answers, distinct_measures, estimates
 from mmft.resolve import resolve_rewards
 from mmft.trainers.ppo import PPOTrainer
 from mmft.trainers.reward_state import REWARDS_FILE
@@ -92,7 +92,7 @@ def measure(task: Task, answered: Answered, other: Evaluation | None, notes: lis
         versus = versus_other(
             evaluation,
             other.with_corpus(task.metrics.of(completions(other))),
-            label=task.other.label,
+            names=(task.other.label, task.other.title, run_title(task.config)),
             notes=notes,
             watched=answered.unoptimised,
             resampling=resampling,
@@ -256,9 +256,7 @@ def sample_records(rows: PromptDataset, evaluation: Evaluation) -> list[dict[str
 def show(task: Task, report: Report, target: Path) -> None:
     """Prints tables and some rows; a comparison is written as Markdown too."""
     config, evaluation = task.config, report.evaluation
-    model, adapter = model_and_adapter(config)
-    name = f"{model} with adapter {adapter}" if adapter else model
-    say(f"{name} on {config.script.dataset_name}, {task.rows.name}\n")
+    say(f"{run_title(config)} on {config.script.dataset_name}, {task.rows.name}\n")
     say("\n\n".join(tables(report, config.script.confidence_level)) + "\n")
     for index in spread(config.script.num_samples, len(task.rows)):
         sample = evaluation.samples[index]
@@ -266,5 +264,7 @@ def show(task: Task, report: Report, target: Path) -> None:
     say(f"\n{target} holds every number and every completion")
     if report.versus is not None:
         page = target.with_suffix(".md")
-        page.write_text(comparison_markdown(report.versus, config.script.confidence_level), encoding="utf-8")
+        names = distinct_measures(evaluation)
+        text = comparison_markdown(report.versus, names, config.script.confidence_level)
+        page.write_text(text, encoding="utf-8")
         say(f"{page} holds the comparison as Markdown")

@@ -14,6 +14,7 @@ from mmft.cli.loading import model_and_adapter
 from mmft.config import RunConfig
 from mmft.errors import ConfigError, DataError
 from mmft.evaluation.compare import match_rows
+from mmft.models.packaged import model_path
 from mmft.report.record import Evaluation
 from mmft.trainers.held_out import held_out_means
 
@@ -32,6 +33,17 @@ class OtherRun:
     """The settings under which it answers."""
     file: Path | None = None
     """Where its answers are, if it has answered already."""
+
+    @property
+    def title(self) -> str:
+        """Its name in full."""
+        return str(self.file) if self.file is not None else run_title(self.config)
+
+
+def run_title(config: RunConfig) -> str:
+    """The model of a run, and its adapter."""
+    model, adapter = model_and_adapter(config)
+    return f"{model} with adapter {adapter}" if adapter else model
 
 
 def find_other(config: RunConfig) -> OtherRun | None:
@@ -57,7 +69,9 @@ def find_other(config: RunConfig) -> OtherRun | None:
     if not any((path / each).is_file() for each in ("adapter_config.json", "config.json")):
         raise ConfigError(f"`compare_with` {name!r} {_what_is_wrong(path)}")
     other = _with_model(config, str(path), None)
-    if model_and_adapter(other) == (model, adapter):
+    other_model, other_adapter = model_and_adapter(other)
+    # Packaged models may go by their name or by their folder.
+    if (model_path(other_model), other_adapter) == (model_path(model), adapter):
         raise ConfigError(f"`compare_with` {name!r} is what is evaluated; name another run, or `base`.")
     return OtherRun(path.resolve().name, other)
 
@@ -100,7 +114,7 @@ def read_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[Evaluat
             f"{', '.join(SAMPLE_FIELDS)}."
         )
     keys = [tuple(row["key"]) for row in rows]
-    places = match_rows(keys, [tuple(sample["key"]) for sample in samples])
+    places = match_rows(keys, [tuple(sample["key"]) for sample in samples], ("this evaluation", str(path)))
     ordered = [samples[place] | {"row": index} for index, place in enumerate(places)]
     for row, sample in zip(rows, ordered, strict=True):
         if any(row.get(name) != sample.get(name) for name in TOLD):

@@ -24,7 +24,11 @@ class Versus:
     """The comparison with another run, which comes first: a positive difference favours the evaluated one."""
 
     label: str
-    """The name of the other run."""
+    """The name of the other run in tables."""
+    first: str
+    """The other run in full: model and adapter, or its file."""
+    second: str
+    """The evaluated run in full."""
     measures: dict[str, Comparison]
     warnings: list[str]
     notes: list[str]
@@ -55,10 +59,14 @@ def completions(evaluation: Evaluation) -> list[str]:
 def subgroups(
     evaluation: Evaluation, groups: Mapping[str, list[Hashable]], resampling: Resampling
 ) -> dict[str, dict[str, Subgroups]]:
-    """Every measure by every column. Corpus BLEU has no mean over rows: its groups get sentence BLEU."""
+    """Every measure by every column; corpus BLEU takes the rows of a group as a corpus of their own."""
     measures = evaluation.measures()
+    of_rows = evaluation.corpus.of_rows if evaluation.corpus else {}
     return {
-        column: {name: by_group(values, names, resampling) for name, values in measures.items()}
+        column: {
+            name: by_group(values, names, resampling, score=of_rows.get(name.removeprefix(METRIC)))
+            for name, values in measures.items()
+        }
         for column, names in groups.items()
     }
 
@@ -97,15 +105,27 @@ def versus_other(
     evaluation: Evaluation,
     other: Evaluation,
     *,
-    label: str,
+    names: tuple[str, str, str],
     notes: list[str],
     watched: list[str],
     resampling: Resampling,
 ) -> Versus:
-    """The other run first, the evaluated one second; `watched` are the names of rewards of weight 0."""
+    """The other run first, the evaluated one second.
+
+    Args:
+        evaluation: of the evaluated run.
+        other: of the run to compare with.
+        names: of the other run in tables, of the other run in full, of the evaluated one in full.
+        notes: what makes the two hard to compare.
+        watched: names of rewards of weight 0, beside which every corpus metric is watched.
+        resampling: how intervals are drawn.
+    """
+    label, first, second = names
     watched = [*watched, *(name for name in evaluation.means if name.startswith(METRIC))]
     return Versus(
         label=label,
+        first=first,
+        second=second,
         measures=compare_evaluations(other, evaluation, resampling),
         warnings=health_warnings(answers(other), answers(evaluation), watched=watched, resampling=resampling),
         notes=notes,

@@ -24,7 +24,7 @@ DASH = "-"
 
 def tables(report: Report, level: float) -> list[str]:
     """All of them, in the order in which questions come up."""
-    names = distinct_measures(report.evaluation, list(report.evaluation.measures()))
+    names = distinct_measures(report.evaluation)
     parts = [means_table(report, names, level), health_line(report.health, level), signature_lines(report)]
     parts += [masked_line(report)]
     for column, measures in report.subgroups.items():
@@ -53,15 +53,15 @@ def means_table(report: Report, names: Sequence[str], level: float) -> str:
 
 
 def health_line(health: RewardHealth, level: float) -> str:
-    """Reward health in two lines."""
+    """Reward health in two lines, the first only where there is a reward."""
     rho = health.reward_words
     kinds = [f"{share:.0%} {kind.replace('_', ' ')}" for kind, share in health.degenerate.items() if share]
     said = f"{rho.value:.2f} {bounds(rho)}" if math.isfinite(rho.value) else f"none ({rho.reason})"
+    judged = f"reward health: correlation with the number of words {said}\n" if rho.count else ""
     return (
-        f"reward health: correlation with the number of words {said}\n"
-        f"completions: {health.mean_words:.1f} words, {health.duplicate_share:.0%} equal another row's, "
-        f"{', '.join(kinds) or 'none degenerate'}; distinct-1 {health.distinct['distinct_1']:.3f}, "
-        f"distinct-2 {health.distinct['distinct_2']:.3f}"
+        f"{judged}completions: {health.mean_words:.1f} words, "
+        f"{health.duplicate_share:.0%} equal another row's, {', '.join(kinds) or 'none degenerate'}; "
+        f"distinct-1 {health.distinct['distinct_1']:.3f}, distinct-2 {health.distinct['distinct_2']:.3f}"
     )
 
 
@@ -79,7 +79,7 @@ def masked_line(report: Report) -> str:
 
 def group_table(column: str, measures: Mapping[str, Subgroups], level: float) -> str:
     """Means by group, then the largest gap of each measure."""
-    shown = list(measures)[:MAX_COLUMNS]
+    shown = main_measures(list(measures))[:MAX_COLUMNS]
     first = measures[shown[0]].groups
     rows = [
         (
@@ -111,6 +111,14 @@ def group_table(column: str, measures: Mapping[str, Subgroups], level: float) ->
     return "\n".join(lines)
 
 
+def main_measures(names: Sequence[str]) -> list[str]:
+    """Rewards without their parts and metrics without BLEU of low order, then the rest."""
+    parts = [name for name in names if name.startswith("rewards/") and name.count("/") > 1]
+    low = [METRIC + f"bleu_{order}" for order in (1, 2, 3)]
+    later = [name for name in names if name.startswith("completions/")]
+    return [*(name for name in names if name not in {*parts, *low, *later}), *later, *parts, *low]
+
+
 def correlation_table(column: str, found: Mapping[str, Correlation], level: float) -> str:
     """Three coefficients per measure."""
     rows = [
@@ -122,7 +130,12 @@ def correlation_table(column: str, found: Mapping[str, Correlation], level: floa
         for name, each in found.items()
     ]
     header = (f"with {column}", "rows", f"Pearson {level:.0%}", "Spearman", "Kendall")
-    return table(header, rows) + _reasons([each.pearson for each in found.values()])
+    reasons = dict.fromkeys(each.pearson.reason for each in found.values() if each.pearson.reason)
+    named = [
+        reason.replace("the first column", column).replace("the second column", "the measure")
+        for reason in reasons
+    ]
+    return "\n".join([table(header, rows), *(f"{DASH}: {reason}" for reason in named)])
 
 
 def state_table(action: str, found: StateCorrelation, level: float) -> str:
@@ -180,15 +193,16 @@ def comparison_text(versus: Versus, names: Sequence[str], level: float) -> str:
 BLEU_NOTE = "bleu: scores of the corpus, which each draw of rows gives anew; wins by smoothed sentence BLEU"
 
 
-def comparison_markdown(versus: Versus, level: float) -> str:
+def comparison_markdown(versus: Versus, names: Sequence[str], level: float) -> str:
     """The comparison as a Markdown page."""
-    rows = comparison_rows(versus.measures, list(versus.measures))
+    rows = comparison_rows(versus.measures, names)
     parts = [
-        f"# Evaluated run and {versus.label} on the same rows",
+        "# Two runs on the same rows",
+        f"- evaluated: {versus.second}\n- {versus.label}: {versus.first}",
         markdown_table(comparison_header(versus, level), rows),
         BLEU_NOTE if any(name.startswith(METRIC + "bleu") for name in versus.measures) else "",
-        *(f"- note: {text}" for text in versus.notes),
-        *(f"- **warning**: {text}" for text in versus.warnings),
+        "\n".join(f"- note: {text}" for text in versus.notes),
+        "\n".join(f"- **warning**: {text}" for text in versus.warnings),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -219,8 +233,3 @@ def share(value: float | None) -> str:
 def chance(p_value: float) -> str:
     """A p-value in three digits."""
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
-
-
-def _reasons(estimates: Sequence[Estimate]) -> str:
-    reasons = dict.fromkeys(each.reason for each in estimates if each.reason)
-    return "".join(f"\n{DASH}: {reason}" for reason in reasons)

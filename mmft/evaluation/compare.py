@@ -37,22 +37,25 @@ class Comparison:
     """Of a sign-flip test of no difference: how often chance alone moves the mean as far, either way."""
 
 
-def match_rows(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[int]:
+def match_rows(
+    first: Sequence[Hashable],
+    second: Sequence[Hashable],
+    names: tuple[str, str] = ("the first run", "the second run"),
+) -> list[int]:
     """For every key of the first run its place in the second.
 
     Raises:
         DataError: a run has a row that the other lacks, or a row twice; the message names some.
     """
-    places = {key: place for place, key in enumerate(second)}
-    for name, keys, known in (("first", first, len({*first})), ("second", second, len(places))):
-        if known < len(keys):
+    runs = dict(zip(names, (first, second), strict=True))
+    for name, keys in runs.items():
+        if len({*keys}) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"the {name} run answers row {twice} more than once; rows are matched by key.")
-    only = {
-        "first": [key for key in first if key not in places],
-        "second": [key for key in second if key not in {*first}],
-    }
-    missing = [f"only the {name} run has {_named(keys)}" for name, keys in only.items() if keys]
+            raise DataError(f"{name} has row {twice} more than once; rows are matched by key.")
+    places = {key: place for place, key in enumerate(second)}
+    known = {*first}
+    only = ([key for key in first if key not in places], [key for key in second if key not in known])
+    missing = [f"only {name} has {_named(keys)}" for name, keys in zip(names, only, strict=True) if keys]
     if missing:
         raise DataError(
             f"the two runs answer different rows: {'; '.join(missing)}. Use the same dataset, split and "
@@ -86,14 +89,15 @@ def compare_rows(first: Numbers, second: Numbers, resampling: Resampling) -> Com
     )
 
 
-def corpus_estimate(score: CorpusScore, num_rows: int, resampling: Resampling) -> Estimate:
-    """A score of all rows at once with its interval: computed anew from every draw of rows."""
-    everything = np.arange(num_rows)
-    value = score(everything)
-    if num_rows < 2:
-        return Estimate(value, count=num_rows, reason="one row says nothing about chance")
-    low, high = interval(score, (everything,), resampling, vectorized=False, bca=False)
-    return Estimate(value, low, high, num_rows)
+def corpus_estimate(score: CorpusScore, rows: NDArray[np.intp], resampling: Resampling) -> Estimate:
+    """A score of all these rows at once with its interval: computed anew from every draw of rows."""
+    if len(rows) == 0:
+        return Estimate(math.nan, reason="no row has a number")
+    value = score(rows)
+    if len(rows) == 1:
+        return Estimate(value, count=1, reason="one row says nothing about chance")
+    low, high = interval(score, (rows,), resampling, vectorized=False, bca=False)
+    return Estimate(value, low, high, len(rows))
 
 
 def compare_corpus(

@@ -116,7 +116,7 @@ def health_warnings(
     """One sentence for each sign that training exploited the reward; none is no proof of the opposite.
 
     Args:
-        before: answers of the policy that training started from.
+        before: answers of the policy that training started from, or of another one.
         after: answers of the trained one to the same rows, in the same order.
         watched: names of measures that were not optimised, of which more is better.
         resampling: chance is ruled out by paired bootstrap intervals at its level.
@@ -154,7 +154,7 @@ def _length_correlation(after: RewardHealth, before: RewardHealth) -> list[str]:
     which = "longer" if rho.value > 0 else "shorter"
     return [
         f"The reward follows the length of a completion: their correlation is {rho.value:.2f} over "
-        f"{rho.count} rows (before training {before.reward_words.value:.2f}), {which} ones score higher."
+        f"{rho.count} rows (before {before.reward_words.value:.2f}), {which} ones score higher."
     ]
 
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mmft.evaluation.bootstrap import Array, Estimate, Numbers, Resampling, as_numbers, mean_estimate
+from mmft.evaluation.bootstrap import (
+    BATCH_NUMBERS,
+    Array,
+    Estimate,
+    Numbers,
+    Resampling,
+    as_numbers,
+    mean_estimate,
+)
+from mmft.evaluation.compare import CorpusScore, corpus_estimate
 
 MIN_ROWS = 10
 """Groups with fewer rows are flagged: their interval says little, and the gap leaves them out."""
@@ -44,7 +54,12 @@ class Subgroups:
 
 
 def by_group(
-    values: Numbers, groups: Sequence[Hashable], resampling: Resampling, *, min_rows: int = MIN_ROWS
+    values: Numbers,
+    groups: Sequence[Hashable],
+    resampling: Resampling,
+    *,
+    min_rows: int = MIN_ROWS,
+    score: CorpusScore | None = None,
 ) -> Subgroups:
     """The mean of every group, and the largest gap between two of them.
 
@@ -53,6 +68,8 @@ def by_group(
         groups: the group of every row.
         resampling: how the intervals are drawn.
         min_rows: groups with fewer numbers are flagged.
+        score: of rows by index, for a score that is no mean over rows, such as corpus BLEU; it takes the
+            place of the mean, and `values` only tell which rows it can judge.
     """
     numbers = as_numbers(values)
     if len(numbers) != len(groups):
@@ -60,17 +77,30 @@ def by_group(
     places: dict[Hashable, list[int]] = {}
     for place, name in enumerate(groups):
         places.setdefault(name, []).append(place)
-    parts = {name: numbers[chosen] for name, chosen in places.items()}
-    found = []
-    for name, part in parts.items():
-        mean = mean_estimate(part, resampling)
-        found.append(Group(name, mean, mean.count < min_rows))
-    large = {group.name: parts[group.name] for group in found if not group.is_small}
-    return Subgroups(found, largest_gap(large, resampling) if len(large) > 1 else None)
+    generator = resampling.generator()
+    found: list[Group] = []
+    values_of: dict[Hashable, float] = {}
+    draws: dict[Hashable, Array] = {}
+    for name, listed in places.items():
+        chosen = np.array(listed, dtype=np.intp)
+        known = chosen[np.isfinite(numbers[chosen])]
+        if score is None:
+            mean = mean_estimate(numbers[chosen], resampling)
+        else:
+            mean = corpus_estimate(score, known, resampling)
+        found.append(Group(name, mean, len(known) < min_rows))
+        if len(known) >= min_rows:
+            values_of[name] = mean.value
+            draws[name] = _drawn(numbers, known, score, resampling.num_resamples, generator)
+    if len(draws) < 2:
+        return Subgroups(found, None)
+    gap = largest_gap(values_of, draws, resampling.confidence_level)
+    rows = sum(group.mean.count for group in found if group.name in (gap.high_group, gap.low_group))
+    return Subgroups(found, replace(gap, difference=replace(gap.difference, count=rows)))
 
 
-def largest_gap(groups: dict[Hashable, Array], resampling: Resampling) -> Gap:
-    """The gap between the group with the highest mean and the one with the lowest.
+def largest_gap(values: Mapping[Hashable, float], draws: Mapping[Hashable, Array], level: float) -> Gap:
+    """The gap between the group with the highest score and the one with the lowest.
 
     Picking the extreme pair after the fact makes its gap look larger and surer than it is. The interval
     allows for that: it holds for all pairs at once (Tukey's comparison, its quantile drawn by bootstrap),
@@ -78,34 +108,38 @@ def largest_gap(groups: dict[Hashable, Array], resampling: Resampling) -> Gap:
         gap +- q * se(gap),   q = quantile over resamples of max over pairs |gap* - gap| / se(gap*)
 
     with groups resampled one by one. The gap itself is not shrunk: read the interval, not the number.
+
+    Args:
+        values: by group its score.
+        draws: by group the (num_resamples,) scores of its resampled rows.
+        level: of the interval.
     """
-    known = {name: part[np.isfinite(part)] for name, part in groups.items()}
-    means = {name: float(part.mean()) for name, part in known.items()}
-    high, low = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-    if high == low:  # all means are equal: any two groups have the gap of 0
-        high, low = list(means)[:2]
-    generator = resampling.generator()
-    shifts = {
-        name: _resampled_means(part, resampling.num_resamples, generator) - means[name]
-        for name, part in known.items()
-    }
-    largest = np.zeros(resampling.num_resamples)
-    for one, other in itertools.combinations(known, 2):
+    high, low = max(values, key=values.__getitem__), min(values, key=values.__getitem__)
+    if high == low:  # all are equal: any two groups have the gap of 0
+        high, low = list(values)[:2]
+    shifts = {name: drawn - values[name] for name, drawn in draws.items()}
+    largest = np.zeros(len(shifts[high]))
+    for one, other in itertools.combinations(shifts, 2):
         shift = shifts[one] - shifts[other]
         error = shift.std()
         if error > 0:  # two groups without any spread have a sure gap
             largest = np.maximum(largest, np.abs(shift) / error)
-    width = float(np.quantile(largest, resampling.confidence_level) * (shifts[high] - shifts[low]).std())
-    gap = means[high] - means[low]
-    count = len(known[high]) + len(known[low])
-    return Gap(high, low, Estimate(gap, gap - width, gap + width, count))
+    width = float(np.quantile(largest, level) * (shifts[high] - shifts[low]).std())
+    gap = values[high] - values[low]
+    return Gap(high, low, Estimate(gap, gap - width, gap + width))
 
 
-def _resampled_means(part: Array, num_resamples: int, generator: np.random.Generator) -> Array:
-    """(num_resamples,) means of as many numbers, drawn with replacement."""
-    size = max(1, 2_000_000 // len(part))
-    means = [
-        part[generator.integers(0, len(part), (min(size, num_resamples - start), len(part)))].mean(axis=1)
-        for start in range(0, num_resamples, size)
-    ]
-    return np.concatenate(means)
+def _drawn(
+    numbers: Array,
+    rows: NDArray[np.intp],
+    score: CorpusScore | None,
+    num_resamples: int,
+    generator: np.random.Generator,
+) -> Array:
+    """(num_resamples,) scores, or means, of as many rows drawn with replacement."""
+    size = max(1, BATCH_NUMBERS // len(rows))
+    parts = []
+    for start in range(0, num_resamples, size):
+        chosen = rows[generator.integers(0, len(rows), (min(size, num_resamples - start), len(rows)))]
+        parts.append(numbers[chosen].mean(axis=1) if score is None else np.array([*map(score, chosen)]))
+    return np.concatenate(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,7 +19,8 @@ def estimates(evaluation: Evaluation, resampling: Resampling) -> dict[str, Estim
     found = {name: mean_estimate(values, resampling) for name, values in evaluation.measures().items()}
     if evaluation.corpus is not None:
         for name, of_rows in evaluation.corpus.of_rows.items():
-            found[METRIC + name] = corpus_estimate(of_rows, len(evaluation.samples), resampling)
+            judged = np.flatnonzero(np.isfinite(as_numbers(evaluation.corpus.per_sample[name])))
+            found[METRIC + name] = corpus_estimate(of_rows, judged, resampling)
     return found
 
 
@@ -59,11 +59,15 @@ def answers(evaluation: Evaluation) -> Answers:
     )
 
 
-def distinct_measures(evaluation: Evaluation, names: Sequence[str]) -> list[str]:
-    """The names without rewards that are the total, which is then not said twice."""
+def distinct_measures(evaluation: Evaluation) -> list[str]:
+    """The names of all measures without rewards that are the total, which is then not said twice."""
     measures = evaluation.measures()
     total = measures.get("reward")
-    return [name for name in names if not (name.startswith("rewards/") and _equal(measures[name], total))]
+    return [
+        name
+        for name, values in measures.items()
+        if not (name.startswith("rewards/") and _equal(values, total))
+    ]
 
 
 def _equal(one: Numbers, other: Numbers | None) -> bool:

@@ -77,7 +77,7 @@ def test_rows_are_matched_by_key_whatever_their_order():
         (list("ab"), list("a"), r"only the first run has row b\."),
         (list("a"), list("abcdef"), r"only the second run has row b, c, d and 2 more"),
         (list("ab"), list("bc"), r"first run has row a; only the second run has row c.*`max_eval_rows`"),
-        (list("aa"), list("ab"), "the first run answers row a more than once"),
+        (list("aa"), list("ab"), "the first run has row a more than once"),
     ],
 )
 def test_runs_on_different_rows_are_refused_by_name(first: list[str], second: list[str], message: str):
