@@ -22,6 +22,7 @@ __all__ = [
     "bleu_statistics",
     "reference_ngrams",
     "sentence_bleu",
+    "smoothed_bleu",
     "tokens",
 ]
 
@@ -33,7 +34,7 @@ _TINY, _SMALL = 1e-15, 1e-9  # of the coco-caption tools, which add them to nume
 class ReferenceNgrams:
     """What BLEU needs of a set of references: the n-grams, how often at most in one of them, and lengths."""
 
-    known: frozenset[Ngram]
+    known: set[Ngram]
     repeated: tuple[dict[Ngram, int], ...]
     """Per order, the n-grams that some reference has more than once, with the largest count."""
     lengths: tuple[int, ...]
@@ -52,8 +53,8 @@ def reference_ngrams(references: tuple[str, ...], tokenize: str = "13a") -> Refe
         words = split(reference)
         lengths.append(len(words))
         may_repeat = True
-        for order, most in enumerate(repeated, start=1):
-            grams = list(ngrams(words, order))
+        for most, found in zip(repeated, ngrams(words), strict=True):
+            grams = list(found)
             known.update(grams)
             # Where no n-gram repeats, no longer one does.
             may_repeat = may_repeat and len(set(grams)) < len(grams)
@@ -61,7 +62,7 @@ def reference_ngrams(references: tuple[str, ...], tokenize: str = "13a") -> Refe
                 for gram, count in Counter(grams).items():
                     if count > most.get(gram, 1):
                         most[gram] = count
-    return ReferenceNgrams(frozenset(known), repeated, tuple(lengths))
+    return ReferenceNgrams(known, repeated, tuple(lengths))
 
 
 def sentence_bleu(
@@ -97,7 +98,7 @@ def sentence_bleu(
     length, closest, matches = bleu_statistics(caption, references, max_order=max_order, tokenize=tokenize)
     if smoothing == "coco":
         return _coco_bleu(matches, length, closest)
-    return _smoothed_bleu(matches, length, closest)
+    return smoothed_bleu(length, closest, matches)
 
 
 def bleu_statistics(
@@ -121,20 +122,20 @@ def bleu_statistics(
 def _matches(words: list[str], found: ReferenceNgrams, max_order: int) -> list[int]:
     """Matched n-grams of each order, each n-gram at most as often as in one reference."""
     matches = [0] * max_order
-    for order in range(1, max_order + 1):
-        grams = list(ngrams(words, order))
+    for order, grams in enumerate(map(list, ngrams(words)[:max_order])):
         matched = len(found.known.intersection(grams))  # each once
         if not matched:
             break  # nor is there a longer one
-        for gram, most in found.repeated[order - 1].items():
+        for gram, most in found.repeated[order].items():
             count = grams.count(gram)
             if count > 1:
                 matched += min(count, most) - 1
-        matches[order - 1] = matched
+        matches[order] = matched
     return matches
 
 
-def _smoothed_bleu(matches: list[int], length: int, closest: int) -> float:
+def smoothed_bleu(length: int, closest: int, matches: list[int]) -> float:
+    """BLEU of one caption from its statistics, the orders those of `matches`; see `sentence_bleu`."""
     if not matches[0]:
         return 0.0
     logs, halvings = 0.0, 0

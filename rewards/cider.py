@@ -11,15 +11,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import mul
 from pathlib import Path
 from typing import Any
 
-from rewards.ngrams import MAX_ORDER, Ngram, all_ngrams, tokenizer
+from rewards.ngrams import MAX_ORDER, Ngram, ngrams, tokenizer
 from rewards.text import Completion, completion_text, text_column
 
 SIGMA = 6.0
 """Standard deviation of the length penalty, in words."""
 CACHE_SIZE = 1024
+"""Sets of references that stay prepared; a set of five captions takes some 40 kB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class DocumentFrequencies:
             if references is None:
                 continue
             num_images += 1
-            counts.update({gram for text in references for gram in all_ngrams(split(text))})
+            counts.update({gram for text in references for gram in chain(*ngrams(split(text)))})
         if not num_images:
             raise ValueError("`reference_sets` has no references. CIDEr-D needs those of the training rows.")
         return cls(num_images, {gram: count for gram, count in counts.items() if count > 1}, tokenize)
@@ -101,16 +104,13 @@ class DocumentFrequencies:
         return cls.from_state_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
-Posting = tuple[int, int, float]
-"""Reference j, how often it has the n-gram, and idf^2 * that count / norm of reference j."""
-
-
 @dataclass(frozen=True, slots=True)
-class PreparedReferences:
-    """The reference side of CIDEr-D: by n-gram, the references that have it."""
+class WeightedNgrams:
+    """A text as CIDEr-D sees it: for each order the vector g_n, by n-gram, and its norm; and the length."""
 
-    postings: dict[Ngram, tuple[Posting, ...]]
-    lengths: tuple[int, ...]
+    vectors: tuple[dict[Ngram, float], ...]
+    norms: tuple[float, ...]
+    length: int
 
 
 class CiderD:
@@ -128,64 +128,68 @@ class CiderD:
     with the document frequencies of one picture every idf, and so every score, is 0.
     """
 
-    def __init__(self, document_frequencies: DocumentFrequencies, *, sigma: float = SIGMA) -> None:
-        """Score with these document frequencies and their tokeniser."""
+    def __init__(
+        self,
+        document_frequencies: DocumentFrequencies,
+        *,
+        sigma: float = SIGMA,
+        cache_size: int = CACHE_SIZE,
+    ) -> None:
+        """Score with these document frequencies and their tokeniser; keep `cache_size` sets prepared."""
+        if cache_size < 1:
+            raise ValueError(f"`cache_size` must be at least 1; got {cache_size}.")
         if not sigma > 0:
             raise ValueError(f"`sigma` must be > 0; got {sigma}.")
         self.document_frequencies = document_frequencies
         self.sigma = sigma
+        self.cache_size = cache_size
         self._split = tokenizer(document_frequencies.tokenize)
-        self._prepared: dict[tuple[str, ...], PreparedReferences] = {}
+        self._rarest = math.log(document_frequencies.num_images)
+        self._idf = {gram: document_frequencies.idf(gram) for gram in document_frequencies.counts}
+        self._prepared: dict[tuple[str, ...], list[WeightedNgrams]] = {}
 
     def __call__(self, caption: str, references: Sequence[str]) -> float:
         """CIDEr-D of one caption; the references of a set are prepared at its first caption."""
-        found = self._references(tuple(references))
-        words = self._split(caption)
-        length = max(0, len(words) - 1)
-        decay = [math.exp(-((length - other) ** 2) / (2 * self.sigma**2)) for other in found.lengths]
-        squares, products = [0.0] * MAX_ORDER, [0.0] * MAX_ORDER
-        known, postings = self.document_frequencies.counts, found.postings
-        log_images = math.log(self.document_frequencies.num_images)
-        for gram, count in Counter(all_ngrams(words)).items():
-            order, images = len(gram) - 1, known.get(gram)
-            squares[order] += (count * (log_images if images is None else log_images - math.log(images))) ** 2
-            for reference, there, weight in postings.get(gram, ()):
-                products[order] += decay[reference] * weight * min(count, there)
-        cosines = (
-            product / math.sqrt(square)
-            for product, square in zip(products, squares, strict=True)
-            if square > 0
-        )
-        return 10 * sum(cosines) / (MAX_ORDER * len(found.lengths))
+        said = self._weighted(caption)
+        prepared = self._references(tuple(references))
+        return 10 * sum(self._similarity(said, each) for each in prepared) / (MAX_ORDER * len(prepared))
 
-    def _references(self, references: tuple[str, ...]) -> PreparedReferences:
+    def _similarity(self, said: WeightedNgrams, reference: WeightedNgrams) -> float:
+        """The sum over the orders, for one reference."""
+        total = 0.0
+        for order, (ours, theirs) in enumerate(zip(said.vectors, reference.vectors, strict=True)):
+            common = ours.keys() & theirs.keys()
+            if not common:
+                break  # nor is a longer n-gram common
+            norms = said.norms[order] * reference.norms[order]
+            if norms:
+                total += sum(min(ours[gram], theirs[gram]) * theirs[gram] for gram in common) / norms
+        distance = said.length - reference.length
+        return total * math.exp(-(distance**2) / (2 * self.sigma**2))
+
+    def _weighted(self, text: str) -> WeightedNgrams:
+        words = self._split(text)
+        vectors, norms = [], []
+        for grams in map(list, ngrams(words)):
+            vector = dict(zip(grams, map(self._idf.get, grams, repeat(self._rarest)), strict=True))
+            if len(vector) < len(grams):
+                for gram, count in Counter(grams).items():
+                    vector[gram] *= count
+            vectors.append(vector)
+            norms.append(math.sqrt(sum(map(mul, vector.values(), vector.values()))))
+        return WeightedNgrams(tuple(vectors), tuple(norms), max(0, len(words) - 1))
+
+    def _references(self, references: tuple[str, ...]) -> list[WeightedNgrams]:
         # Least recently used first: a dict keeps the order of insertion, and what is used is put in again.
         found = self._prepared.pop(references, None)
         if found is None:
-            found = self._prepare(references)
-            if len(self._prepared) >= CACHE_SIZE:
+            if not references:
+                raise ValueError("`references` is empty. Give one reference at least.")
+            found = [self._weighted(text) for text in references]
+            if len(self._prepared) >= self.cache_size:
                 del self._prepared[next(iter(self._prepared))]
         self._prepared[references] = found
         return found
-
-    def _prepare(self, references: tuple[str, ...]) -> PreparedReferences:
-        if not references:
-            raise ValueError("`references` is empty. Give one reference at least.")
-        postings: dict[Ngram, list[Posting]] = {}
-        lengths = []
-        for index, text in enumerate(references):
-            words = self._split(text)
-            lengths.append(max(0, len(words) - 1))
-            counts = Counter(all_ngrams(words))
-            weights = {gram: self.document_frequencies.idf(gram) for gram in counts}
-            squares = [0.0] * MAX_ORDER
-            for gram, count in counts.items():
-                squares[len(gram) - 1] += (count * weights[gram]) ** 2
-            for gram, count in counts.items():
-                if weights[gram] > 0:  # else it adds nothing, and its norm may be 0
-                    scale = weights[gram] ** 2 * count / math.sqrt(squares[len(gram) - 1])
-                    postings.setdefault(gram, []).append((index, count, scale))
-        return PreparedReferences({gram: tuple(found) for gram, found in postings.items()}, tuple(lengths))
 
 
 class CiderReward:

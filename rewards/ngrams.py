@@ -8,9 +8,8 @@ same numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import chain
 
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
@@ -53,12 +52,13 @@ def case(tokenize: str) -> str:
     return "lc" if tokenize == "13a" else "mixed"
 
 
-def ngrams(words: Sequence[str], order: int) -> Iterable[Ngram]:
-    """The n-grams of one order, in the order of the text."""
-    # zip ends with the shortest, so a text that is too short has none.
-    return zip(*(words[start:] for start in range(order)), strict=False)
-
-
-def all_ngrams(words: Sequence[str]) -> Iterable[Ngram]:
-    """The n-grams of the orders 1 to 4."""
-    return chain.from_iterable(ngrams(words, order) for order in range(1, MAX_ORDER + 1))
+def ngrams(words: Sequence[str]) -> tuple[Iterator[Ngram], ...]:
+    """The n-grams of the orders 1 to 4, each in the order of the text."""
+    # zip ends with the shortest, so a text that is too short has none. Written out for speed.
+    second, third, fourth = words[1:], words[2:], words[3:]
+    return (
+        zip(words, strict=False),
+        zip(words, second, strict=False),
+        zip(words, second, third, strict=False),
+        zip(words, second, third, fourth, strict=False),
+    )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
 from mmft import __version__
-from rewards.bleu import MAX_ORDER, bleu_statistics, sentence_bleu
+from rewards.bleu import MAX_ORDER, bleu_statistics, smoothed_bleu
 from rewards.cider import SIGMA, DocumentFrequencies
 from rewards.cider import CiderD as CiderDScorer
 from rewards.ngrams import case
@@ -84,7 +84,7 @@ def bleu(
     every = np.arange(len(pairs))
     per_sample: dict[str, list[float | None]] = {
         f"bleu_{order}": [
-            sentence_bleu(text, list(texts), max_order=order, tokenize=tokenize) for text, texts in pairs
+            smoothed_bleu(length, closest, matches[:order]) for length, closest, matches in found
         ]
         for order in range(1, MAX_ORDER + 1)
     }
