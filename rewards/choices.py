@@ -26,6 +26,8 @@ _LATIN = r"[A-Za-z0-9\u00c0-\u024f]"
 _LETTER = re.compile(rf"(?<!{_LATIN})(?<!{_LATIN}['\u2019-])([A-Za-z])(?!['\u2019-]?{_LATIN})")
 _OPENED = re.compile(r"[(\[]\s*$")
 _CLOSED = re.compile(r"\s*[)\]]")
+_LINE_START = re.compile(r"(?:\A|\n)[\s*]*\Z")
+_LABEL_END = re.compile(r"[)\].:*]+(?=\s|\Z)")
 _DENIED = re.compile(
     r"(?:\b(?:not|never|neither|nor)|n['\u2019]t)(?:\s+(?:be|option|choice|answer))*[\s(\[*\"']*$",
     re.IGNORECASE,
@@ -51,7 +53,8 @@ def read_choice(text: str, letters: str, choices: Sequence[str] = ()) -> str | N
        which must then agree.
     2. The clause after "answer is", "answer:", "the correct option is" and the like: the letters in it, or
        else the texts of choices in it. It ends with the sentence or with a word as "because" or "not".
-    3. Letters anywhere: capitals that stand alone, or letters of either case in brackets.
+    3. Letters anywhere: capitals that stand alone, or letters of either case in brackets or as the label of a
+       line ("b) ...").
     4. The texts of choices anywhere. One inside a longer one, as "dog" in "hot dog", does not count.
 
     The article and the pronoun are no choices: "a" and "I" (or "A" before a noun) count only in brackets or
@@ -73,7 +76,7 @@ def _whole(text: str, letters: str, known: dict[str, str]) -> set[str]:
     if alone:
         return {alone[1].upper()} & set(letters)
     labelled = _LABELLED.fullmatch(text)
-    if labelled and labelled[1].upper() in letters:
+    if labelled:
         stated = _same(labelled[2], known)
         return stated | {labelled[1].upper()} if stated else set()
     return _same(text, known)
@@ -95,9 +98,11 @@ def _letters(text: str, letters: str, *, any_case: bool) -> Iterator[str]:
         letter, before = match[1].upper(), text[max(0, match.start() - _BEFORE) : match.start()]
         if letter not in letters or _DENIED.search(before):
             continue
-        if _OPENED.search(before) and _CLOSED.match(text, match.end()):
+        end = match.end()
+        in_brackets = _OPENED.search(before) and _CLOSED.match(text, end)
+        if in_brackets or (_LINE_START.search(before) and _LABEL_END.match(text, end)):
             yield letter
-        elif (any_case or match[1].isupper()) and not (letter in "AI" and _before_a_noun(text, match.end())):
+        elif (any_case or match[1].isupper()) and not (letter in "AI" and _before_a_noun(text, end)):
             yield letter
 
 

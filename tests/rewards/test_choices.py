@@ -45,6 +45,8 @@ CHOICES = ["a cat", "two dogs", "a hot dog", "dog"]
         ("A is right", "A"),
         ("(a) is right", "A"),
         ("B) it says so in the picture", "B"),
+        ("b) it says so in the picture", "B"),
+        ("Let me see.\n **b.** it says so", "B"),
         ("Not A, B", "B"),
         ("It isn't (B) but C", "C"),
         ("\u7b54\u6848\u662fB", "B"),
@@ -61,6 +63,12 @@ CHOICES = ["a cat", "two dogs", "a hot dog", "dog"]
         ("It is neither B nor the other", None),
         ("B, but (C) too", None),
         # Articles and prose.
+        ("plan b", None),
+        ("so plan b. Fine", None),
+        ("b.c is a name", None),
+        ("a) this\nb) that", None),
+        ("c is for cookie", None),
+        ("B. C may be right too", None),
         ("a cup of tea", None),
         ("A cup of tea", None),
         ("The answer is a cup", None),
@@ -91,6 +99,9 @@ def test_letters_are_read_without_choices(text: str, expected: str | None):
         ("There is a dog", "D"),
         # The text of one choice under the letter of another.
         ("B. a cat", None),
+        ("b. a cat", None),
+        ("E. a cat", None),
+        ("b) a cat or so", "B"),
         # Two choices.
         ("a cat and two dogs", None),
         ("a dog beside a hot dog", None),
@@ -117,6 +128,7 @@ def test_choices_with_the_same_text_cannot_be_told_apart_by_it():
 
 def test_choices_without_words_are_never_read_from_text():
     assert read_choice("what?", "AB", ["?", "!"]) is None
+    assert read_choice("...", "AB", ["?", "dog"]) is None
 
 
 def test_the_pronoun_is_no_choice():

@@ -88,5 +88,7 @@ def test_impossible_arguments_are_errors():
         RepetitionPenalty(n=0)
     with pytest.raises(ValueError, match="`n` must be at least 1; got 0"):
         distinct_n(["a"], 0)
-    with pytest.raises(ValueError, match=r"`max_penalty` must be a finite number >= 0; got -1.0"):
-        RepetitionPenalty(max_penalty=-1.0)
+    for penalty in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"`max_penalty` must be a finite number >= 0; got {penalty}"):
+            RepetitionPenalty(max_penalty=penalty)
+    assert RepetitionPenalty(max_penalty=0.0)(None, ["a a a a"]) == [0.0]
