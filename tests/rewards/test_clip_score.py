@@ -15,7 +15,7 @@ from trl.trainer.utils import get_callable_name, is_async_callable
 from mmft.engine.judging import RewardSuite
 from mmft.resolve import resolve_reward
 from mmft.types import PromptRow
-from rewards import ClipScore, RefClipScore
+from rewards import ClipScore, RefClipScore, check
 from rewards.pictures import image_key
 from tests.rewards.contrastive import FAMILIES, POSITIONS, build_contrastive, noise_picture
 
@@ -316,6 +316,11 @@ def test_the_parts_are_logged_apart():
         assert found == pytest.approx(parts[name], abs=1e-5)
     assert {"cosine", "clip_score", "reference_cosine"} <= set(log)
     assert log["ref_clip_score/images_encoded"] == 4
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_it_keeps_the_protocol(reference: bool):
+    assert None not in check(scorer(reference=reference))
 
 
 def test_it_works_through_the_reward_suite():

@@ -15,7 +15,7 @@ from trl.trainer.utils import get_callable_name, is_async_callable
 from mmft.engine.judging import RewardSuite
 from mmft.resolve import resolve_reward
 from mmft.types import PromptRow
-from rewards import JudgeReward
+from rewards import JudgeReward, check
 from rewards.judge import JudgeError
 from tests.rewards.contrastive import noise_picture
 from tests.rewards.judge_calls import CAPTIONS, ask, ask_logged, by_word, for_caption, judge
@@ -104,7 +104,7 @@ def test_requests_at_one_time_are_bounded():
 
     def script(request: Request, before: int) -> Reply:
         together.wait(timeout=5)
-        return chat("7")
+        return Reply(chat("7").body, delay=0.05)  # and stay long enough to be seen beside a fourth
 
     with serve(script) as server:
         ask(judge(server, max_concurrency=3), [f"caption {index}" for index in range(12)])
@@ -218,6 +218,11 @@ def test_trl_knows_it_as_asynchronous_and_by_name():
     assert is_async_callable(reward)
     assert get_callable_name(reward) == "judge"
     assert repr(reward) == "JudgeReward(base_url='http://localhost:1/v1', model='judge-1')"
+
+
+def test_it_keeps_the_protocol():
+    with serve(always(chat("7"))) as server:
+        assert check(judge(server, template="{prompt}{completion}", send_images=True)) == [0.7, 0.7]
 
 
 def test_it_works_through_the_reward_suite():

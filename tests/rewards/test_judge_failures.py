@@ -112,6 +112,14 @@ def test_a_batch_that_nobody_answers_is_given_up_early():
     assert len(server.requests) <= 6
 
 
+def test_failures_after_an_answer_end_nothing():
+    replies = [chat("7"), failure(400), failure(400), failure(400), chat("7")]
+    with serve(in_turn(*replies)) as server:
+        values = ask(judge(server, max_concurrency=1), [f"caption {index}" for index in range(5)])
+    assert len(server.requests) == 5
+    assert values.count(0.7) == 2
+
+
 def test_one_failure_among_answers_raises_only_if_so_wished():
     with serve(for_caption("cat", failure(400), chat("7"))) as server:
         assert ask(judge(server)) == [0.7, None, 0.7]
