@@ -20,6 +20,7 @@ __all__ = [
     "BleuReward",
     "bleu_reward",
     "bleu_statistics",
+    "coco_bleu",
     "reference_ngrams",
     "sentence_bleu",
     "smoothed_bleu",
@@ -97,7 +98,7 @@ def sentence_bleu(
         raise ValueError(f"`smoothing` must be one of {', '.join(SMOOTHING)}; got {smoothing!r}.")
     length, closest, matches = bleu_statistics(caption, references, max_order=max_order, tokenize=tokenize)
     if smoothing == "coco":
-        return _coco_bleu(matches, length, closest)
+        return coco_bleu(length, closest, matches, [max(0, length - order) for order in range(max_order)])
     return smoothed_bleu(length, closest, matches)
 
 
@@ -147,12 +148,18 @@ def smoothed_bleu(length: int, closest: int, matches: list[int]) -> float:
     return math.exp(min(0.0, 1 - closest / length) + logs / orders)
 
 
-def _coco_bleu(matches: list[int], length: int, closest: int) -> float:
-    product = math.prod(
-        (match + _TINY) / (max(0, length - order) + _SMALL) for order, match in enumerate(matches)
-    )
+def coco_bleu(length: int, closest: int, matches: list[int], totals: list[int]) -> float:
+    """BLEU of a caption or a corpus from its statistics, to the last digit of the coco-caption tools.
+
+    Args:
+        length: Tokens of the captions.
+        closest: Tokens of their closest references.
+        matches: Matched n-grams per order.
+        totals: All n-grams of the captions per order.
+    """
+    shares = [(match + _TINY) / (total + _SMALL) for match, total in zip(matches, totals, strict=True)]
     ratio = (length + _TINY) / (closest + _SMALL)
-    return product ** (1 / len(matches)) * math.exp(min(0.0, 1 - 1 / ratio))
+    return math.prod(shares) ** (1 / len(matches)) * math.exp(min(0.0, 1 - 1 / ratio))
 
 
 class BleuReward:

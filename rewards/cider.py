@@ -68,7 +68,8 @@ class DocumentFrequencies:
             if references is None:
                 continue
             num_images += 1
-            counts.update({gram for text in references for gram in chain(*ngrams(split(text)))})
+            found = dict.fromkeys(gram for text in references for gram in chain(*ngrams(split(text))))
+            counts.update(iter(found))
         if not num_images:
             raise ValueError("`reference_sets` has no references. CIDEr-D needs those of the training rows.")
         return cls(num_images, {gram: count for gram, count in counts.items() if count > 1}, tokenize)
@@ -158,7 +159,7 @@ class CiderD:
         """The sum over the orders, for one reference."""
         total = 0.0
         for order, (ours, theirs) in enumerate(zip(said.vectors, reference.vectors, strict=True)):
-            common = ours.keys() & theirs.keys()
+            common = [gram for gram in ours if gram in theirs]  # in the order of the text, in every process
             if not common:
                 break  # nor is a longer n-gram common
             norms = said.norms[order] * reference.norms[order]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
 from mmft import __version__
-from rewards.bleu import MAX_ORDER, bleu_statistics, smoothed_bleu
+from rewards.bleu import MAX_ORDER, bleu_statistics, coco_bleu, smoothed_bleu
 from rewards.cider import SIGMA, DocumentFrequencies
 from rewards.cider import CiderD as CiderDScorer
 from rewards.ngrams import case
@@ -24,7 +24,7 @@ from rewards.rouge import BETA, sentence_rouge_l
 
 Rows: TypeAlias = Callable[[NDArray[np.intp]], float]
 """The corpus score of the rows with these indices; an index may occur several times."""
-BLEU_SMOOTHING = ("none", "exp")
+BLEU_SMOOTHING = ("none", "exp", "coco")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +60,17 @@ def bleu(
     """Corpus BLEU-1 to BLEU-4 in [0, 1] by sacrebleu: `bleu_1` to `bleu_4` (Papineni et al. 2002).
 
     Lengths and matched n-grams are summed over the rows before shares and brevity penalty are taken, each
-    row with its closest reference length. A row's own number is `rewards.sentence_bleu`, smoothed ("exp"):
-    the corpus number is not their mean. On pre-tokenised text without smoothing the numbers are those of the
-    coco-caption tools, save for a corpus too short to have an n-gram of some order: 0 here, a small number
-    there.
+    row with its closest reference length. A row's own number is `rewards.sentence_bleu`, smoothed by "exp"
+    (or "coco"): the corpus number is not their mean. On pre-tokenised text without smoothing the numbers are
+    those of the coco-caption tools to 2e-4; a corpus without a single n-gram of some order gets 0 here and a
+    small number there. "coco" gives theirs to the last digit.
 
     Args:
         predictions: N captions.
         references: N lists of texts.
         tokenize: "13a" (lower case) or "none" (pre-tokenised text).
-        smoothing: "none", or "exp", sacrebleu's default: for an order without any match in the corpus.
+        smoothing: What an order without a match in the corpus does: "none" makes BLEU 0, "exp" is
+            sacrebleu's default, "coco" what the coco-caption tools do.
     """
     if smoothing not in BLEU_SMOOTHING:
         raise ValueError(f"`smoothing` must be one of {', '.join(BLEU_SMOOTHING)}; got {smoothing!r}.")
@@ -84,7 +85,7 @@ def bleu(
     every = np.arange(len(pairs))
     per_sample: dict[str, list[float | None]] = {
         f"bleu_{order}": [
-            smoothed_bleu(length, closest, matches[:order]) for length, closest, matches in found
+            _row_bleu(length, closest, matches[:order], smoothing) for length, closest, matches in found
         ]
         for order in range(1, MAX_ORDER + 1)
     }
@@ -97,12 +98,20 @@ def bleu(
     )
 
 
+def _row_bleu(length: int, closest: int, matches: list[int], smoothing: str) -> float:
+    if smoothing == "coco":
+        return coco_bleu(length, closest, matches, [max(0, length - order) for order in range(len(matches))])
+    return smoothed_bleu(length, closest, matches)
+
+
 def _corpus_bleu(statistics: NDArray[np.int_], order: int, smoothing: str) -> float:
     """From (rows, 2 + 4): caption length, closest reference length, matches per order."""
     lengths = statistics[:, 0]
     totals = [int(np.maximum(0, lengths - longer).sum()) for longer in range(order)]
     matches = [int(count) for count in statistics[:, 2 : 2 + order].sum(axis=0)]
     length, closest = int(lengths.sum()), int(statistics[:, 1].sum())
+    if smoothing == "coco":
+        return coco_bleu(length, closest, matches, totals)
     found = BLEU.compute_bleu(matches, totals, length, closest, smoothing, max_ngram_order=order)
     return min(1.0, found.score / 100)  # a perfect corpus comes out as 100.00000000000004
 

@@ -102,7 +102,13 @@ class Bleu(_CaptionMetric):
     measure = "bleu"
 
     def __init__(self, *, tokenize: str = "13a", smoothing: str = "none", **module: Any) -> None:
-        """Choose "13a" or "none" (pre-tokenised) and "none" or "exp"; `module` goes to `evaluate.Metric`."""
+        """Choose how rows are read; see `corpus_metrics`.
+
+        Args:
+            tokenize: "13a" or "none" (pre-tokenised).
+            smoothing: "none", "exp" (sacrebleu's default) or "coco" (the coco-caption tools').
+            module: Goes to `evaluate.Metric`.
+        """
         super().__init__(partial(bleu, tokenize=tokenize, smoothing=smoothing), _TEXTS, **module)
 
 
