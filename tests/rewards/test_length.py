@@ -20,6 +20,11 @@ def test_the_target_is_the_longest_reference():
     assert excess_length("one two three four five six", ["one", "one two three four"]) == 0.5
 
 
+def test_the_shortest_target_is_one_word():
+    assert excess_length("a b", target_length=1) == excess_length("a b", ["a"]) == 1.0
+    assert excess_length("a", [" "]) == 0.0
+
+
 def test_padding_with_punctuation_is_seen():
     assert excess_length("red circle . . . .", ["red circle"]) == 1.0
 
