@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sqlite3
+import subprocess
+import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from mmft.resolve import resolve_reward
 from mmft.types import PromptRow
 from rewards import JudgeReward, check
 from rewards.judge import JudgeError
+from rewards.judging_endpoint import ChatSession
 from tests.rewards.contrastive import noise_picture
 from tests.rewards.judge_calls import CAPTIONS, ask, ask_logged, by_word, for_caption, judge
 from tests.rewards.judge_server import KEY, Reply, Request, always, chat, failure, in_turn, serve
@@ -119,9 +124,9 @@ def test_equal_requests_of_a_batch_are_asked_once():
     assert len(server.requests) == log["judge/requests"] == 2
 
 
-def test_an_answer_is_remembered_and_a_failure_is_not():
+def test_an_answer_is_remembered_and_a_failure_is_not(tmp_path: Path):
     with serve(for_caption("cat", chat("no idea"), chat("7"))) as server:
-        reward = judge(server)
+        reward = judge(server, cache_path=tmp_path / "answers.sqlite")
         ask(reward)
         values, log = ask_logged(reward)
         assert values == [0.7, None, 0.7]
@@ -129,6 +134,8 @@ def test_an_answer_is_remembered_and_a_failure_is_not():
         assert (log["judge/cache_hits"], log["judge/requests"]) == (2, 1)
         ask(judge(server, cache=False))
         assert len(server.requests) == 7
+    with closing(sqlite3.connect(tmp_path / "answers.sqlite")) as connection:
+        assert connection.execute("SELECT text FROM answers").fetchall() == [("7",), ("7",)]
 
 
 def test_the_cache_file_serves_another_reward_without_the_server(tmp_path: Path):
@@ -175,6 +182,15 @@ def test_it_works_in_one_event_loop_after_the_other_and_twice_in_one():
         assert asyncio.run(twice()) == [[0.7], [0.7]]
 
 
+def test_a_mistake_among_the_requests_is_raised_alone(monkeypatch: pytest.MonkeyPatch):
+    async def broken(session: ChatSession, body: dict[str, Any]) -> str:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(ChatSession, "_send", broken)
+    with pytest.raises(RuntimeError, match=r"^a mistake$"):
+        ask(judge("http://localhost:1/v1"))
+
+
 def test_a_mistake_in_the_readers_function_is_raised_as_it_is():
     with serve(always(chat("7"))) as server, pytest.raises(ZeroDivisionError):
         ask(judge(server, answer_format=lambda text: 1 / 0, system="Score."))
@@ -211,6 +227,12 @@ def test_an_endpoint_without_keys_needs_none_and_gets_none():
     with serve(always(chat("7"))) as server:
         ask(judge(server, api_key_env=None), ["A dog."])
     assert KEY not in json.dumps(server.requests[0].headers)
+
+
+def test_a_missing_client_is_named_with_the_command_that_installs_it():
+    code = "import sys; sys.modules['openai'] = None; from rewards import JudgeReward"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "needs the `openai` package, which is not installed: pip install 'mmft[judge]'" in result.stderr
 
 
 def test_trl_knows_it_as_asynchronous_and_by_name():
