@@ -134,7 +134,7 @@ class RewardInputs:
             for number, each in zip(new, features, strict=True):
                 known[keys[number]] = reading = Reading(each.clone())
                 self.readings.put(keys[number], reading)
-        return torch.stack([reading.features for key in keys if (reading := known[key]) is not None])
+        return torch.stack([found.features for key in keys if (found := known[key]) is not None])
 
     def _read(self, batch: CompletionBatch, prompts: Prompts) -> Tensor:
         return self.model.features(prompts, batch.completions.to(self.model.backbone.device))
