@@ -182,7 +182,10 @@ def closing(folder: Path, summary: dict[str, Any]) -> str:
 
 def masked_text(masked: Mapping[str, int]) -> str:
     """Per reward the samples it failed on, in words."""
-    return ", ".join(f"{count} samples that reward {name} failed on" for name, count in masked.items())
+    return ", ".join(
+        f"{count} sample{'s' if count != 1 else ''} that reward {name} failed on"
+        for name, count in masked.items()
+    )
 
 
 def card(config: RunConfig, trainer: PPOTrainer, outcome: Outcome, warnings: Sequence[str] = ()) -> str:

@@ -10,6 +10,16 @@ def byte_variety(prompts: list[Any], completions: list[Any], **columns: Any) -> 
     return [len(set(text)) / max(len(text), 1) for text in completions]
 
 
+def small_ids(prompts: list[Any], completions: list[Any], completion_ids: Any, **columns: Any) -> list[float]:
+    """The share of tokens with an id below 64, which a few steps of training raise."""
+    return [sum(token < 64 for token in ids) / max(len(ids), 1) for ids in completion_ids]
+
+
+def large_ids(prompts: list[Any], completions: list[Any], completion_ids: Any, **columns: Any) -> list[float]:
+    """What `small_ids` leaves of 1, and so falls as that rises."""
+    return [1.0 - share for share in small_ids(prompts, completions, completion_ids)]
+
+
 def abstains(prompts: list[Any], completions: list[Any], **columns: Any) -> list[None]:
     """Judges nothing."""
     return [None for _ in completions]

@@ -60,3 +60,11 @@ def test_the_card_says_how_held_out_completions_were_chosen():
     assert "12 held-out rows, decoded greedily." in model_card(FACTS)
     drawn = dataclasses.replace(FACTS, settings={"eval_temperature": 0.7})
     assert "12 held-out rows, sampled at temperature 0.7." in model_card(drawn)
+
+
+def test_warnings_have_a_section_of_their_own_and_none_has_none():
+    assert "## Warnings" not in model_card(FACTS)
+    card = model_card(dataclasses.replace(FACTS, warnings=["The reward follows length.", "Too long."]))
+    section = card.split("## Warnings\n\n")[1].split("\n\n")[0]
+    assert section == "- The reward follows length.\n- Too long."
+    assert card.index("| total reward |") < card.index("## Warnings") < card.index("## Settings")

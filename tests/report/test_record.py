@@ -12,6 +12,7 @@ from mmft.report.record import (
     Change,
     Evaluation,
     compare,
+    masked_samples,
     paired_samples,
     plain,
     read_json_lines,
@@ -30,6 +31,21 @@ def evaluation(reward: float, **means: float) -> Evaluation:
 
 def test_only_what_evaluation_measured_is_kept():
     assert evaluation(0.5).means == {"reward": 0.5}
+
+
+def test_samples_that_a_reward_failed_on_are_counted_apart_from_the_means():
+    found = evaluation(0.5, **{"rewards/judge/masked": 3.0, "rewards/judge": 0.25})
+    assert found.means == {"reward": 0.5, "rewards/judge": 0.25}
+    assert found.masked == {"judge": 3}
+
+
+def test_masked_samples_add_up_over_log_lines():
+    lines = [
+        {"loss": 0.1, "rewards/judge/masked": 2.0, "rewards/judge": 0.5},
+        {"loss": 0.1},
+        {"rewards/judge/masked": 3.0, "rewards/a/b/masked": 1.0, "eval_rewards/judge/masked": 9.0},
+    ]
+    assert masked_samples(lines) == {"judge": 5, "a/b": 1}
 
 
 def test_a_reward_that_is_the_total_is_said_once():
@@ -74,6 +90,10 @@ def test_what_json_lacks_becomes_null_or_text(tmp_path: Path):
     }  # fmt: skip
     write_json(tmp_path / "a" / "b.json", record)
     assert json.loads((tmp_path / "a" / "b.json").read_text())["nan"] is None
+
+
+def test_a_dataclass_becomes_a_mapping_of_its_fields():
+    assert plain([Change("reward", 0.5, math.nan)]) == [{"name": "reward", "before": 0.5, "after": None}]
 
 
 def test_lines_are_read_as_written_and_no_file_is_no_lines(tmp_path: Path):

@@ -1,0 +1,78 @@
+"""`mmft check`: what would happen, and every problem at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmft.cli import main
+from tests.cli.support import SETTINGS, write_config
+
+
+def test_check_tells_what_would_happen_and_writes_nothing(
+    model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "run"
+    path = write_config(tmp_path, SETTINGS | {"model_name_or_path": model_folder, "output_dir": str(run)})
+    assert main(["check", "--config", path]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "no problems found",
+        "scoring: packed",
+        "language",
+        "peak memory",
+        "lengths: prompt",
+        "2 prompts x 2",
+    ):
+        assert part in said
+    assert not run.exists()
+
+
+def test_check_finds_every_problem_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "\n".join(
+            json.dumps({"image": name, "references": references})
+            for name, references in [("no.png", ["a"]), ("no.png", [""])]
+        )
+    )
+    settings = SETTINGS | {"dataset_name": str(rows), "eval_split": None, "reward_funcs": ["captionin"]}
+    settings |= {
+        "model_name_or_path": str(tmp_path),
+        "output_dir": str(tmp_path / "run"),
+        "reward_weights": None,
+    }
+    assert main(["check", "--config", write_config(tmp_path, settings)]) == 1
+    said = capsys.readouterr().out
+    problems = [line for line in said.splitlines() if line.startswith("PROBLEM")]
+    assert len(problems) == 4
+    for part in ("row 0 of 'train'", "row 1 of 'train'", "captionin", "cannot be loaded"):
+        assert sum(part in problem for problem in problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"max_completion_length": 4000}, "exceed the model's"),
+        ({"reward_funcs": ["tests.reference.rewards:abstains"]}, "no reward could judge the first row"),
+        ({"reward_funcs": ["tests.reference.rewards:breaks"]}, "reward 'breaks' failed on row"),
+        ({"use_peft": False, "trainable": []}, "nothing trains"),
+    ],
+)
+def test_check_finds_what_shows_only_when_it_runs(
+    settings: dict[str, Any],
+    problem: str,
+    model_folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    config = SETTINGS | {
+        "model_name_or_path": model_folder,
+        "output_dir": str(tmp_path),
+        "reward_weights": None,
+    }
+    assert main(["check", "--config", write_config(tmp_path, config | settings)]) == 1
+    assert problem in capsys.readouterr().out

@@ -1,0 +1,70 @@
+"""What a run folder says of the change, on made-up answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmft.cli.run_folder import Outcome, closing, judge_training, unoptimised_rewards
+from mmft.engine.judging import RewardSuite
+from mmft.evaluation.bootstrap import Resampling
+from mmft.report.record import Evaluation
+from mmft.trainers.held_out import held_out_means
+from tests.reference.rewards import byte_variety, large_ids, small_ids
+
+QUICK = Resampling(num_resamples=200)
+NOUNS = "circle square star ring cross moon heart arrow cube cone disc line".split()
+
+
+def evaluation(rewards: list[float], truths: list[float], words: int = 2) -> Evaluation:
+    samples = [
+        {
+            "row": row,
+            "completion": " ".join([noun, *["red", "blue", "green", "grey"] * 6][:words]),
+            "tokens": words,
+            "ended": True,
+            "reward": reward,
+            "rewards": {"reward": reward, "truth": truth},
+        }
+        for row, (noun, reward, truth) in enumerate(zip(NOUNS, rewards, truths, strict=True))
+    ]
+    return Evaluation(held_out_means(samples), samples)
+
+
+def test_longer_for_more_reward_and_less_truth_is_two_warnings():
+    before = evaluation([0.2, 0.3] * 6, [1.0, 0.9] * 6)
+    after = evaluation([0.8, 0.9] * 6, [0.3, 0.4] * 6, words=20)
+    told = judge_training(Outcome(before, after, 1.0), ["rewards/truth"], QUICK)
+    assert [text.split(" ")[0:2] for text in told["warnings"]] == [
+        ["The", "optimised"],
+        ["Completions", "grew"],
+    ]
+    assert "truth, which was not optimised, fell from 0.950 to 0.350" in told["warnings"][0]
+    assert told["differences"]["rewards/truth"].is_below_zero
+    assert told["health"]["after"].mean_words == 20
+
+
+def test_more_reward_and_more_truth_is_none():
+    before, after = evaluation([0.2, 0.3] * 6, [0.3] * 12), evaluation([0.8, 0.9] * 6, [0.9] * 12)
+    assert judge_training(Outcome(before, after, 1.0), ["rewards/truth"], QUICK)["warnings"] == []
+
+
+def test_without_held_out_rows_there_is_nothing_to_say():
+    told = judge_training(Outcome(None, None, 1.0), ["rewards/truth"], QUICK)
+    assert told == {"differences": {}, "health": None, "warnings": []}
+
+
+def test_rewards_of_weight_zero_are_the_unoptimised_ones():
+    suite = RewardSuite([byte_variety, small_ids, large_ids], [1.0, 0.0, 0.0])
+    assert unoptimised_rewards(suite) == ["rewards/small_ids", "rewards/large_ids"]
+
+
+def test_warnings_and_masked_samples_come_before_the_files():
+    summary = {
+        "steps": 2, "wall_seconds": 1.0, "packed": True, "warnings": ["Too long."],
+        "masked_samples": {"judge": 4, "clip": 1},
+    }  # fmt: skip
+    assert closing(Path("runs/x"), summary).splitlines()[:3] == [
+        "WARNING Too long.",
+        "left out of training: 4 samples that reward judge failed on, 1 sample that reward clip failed on",
+        "2 steps in 1 s; scoring: each prompt shared by its completions",
+    ]
