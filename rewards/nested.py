@@ -101,8 +101,7 @@ class Parts:
         found, *answers = await asyncio.gather(
             asyncio.to_thread(work), *(self._wait(name, prompts, completions, columns) for name in waiting)
         )
-        found |= dict(zip(waiting, answers, strict=True))
-        return {name: found[name] for name in self.rewards}
+        return found | dict(zip(waiting, answers, strict=True))
 
     def _ask(self, name: str, prompts: Any, completions: Sequence[Any], columns: dict[str, Any]) -> Any:
         reward: Any = self.rewards[name]

@@ -176,6 +176,12 @@ def test_every_part_is_logged_as_it_came_and_scaled():
     assert log.metrics == {"composite/long": 2.0, "composite/given": 4.0, "composite/long/scaled": 0.5}
 
 
+def test_a_part_that_judged_nothing_has_no_mean():
+    log = Log()
+    assert CompositeReward({"given": given})(None, ["a"], given=[None], **log.helpers) == [None]
+    assert (log.extras, log.metrics) == ({"given": [None]}, {})
+
+
 def test_what_a_part_logs_appears_below_its_name():
     log = Log()
     reward = CompositeReward({"caption": CaptioningReward()})
@@ -250,7 +256,8 @@ def test_a_state_of_other_parts_is_refused():
 
 def test_only_an_asynchronous_part_makes_it_asynchronous():
     assert not inspect.iscoroutinefunction(type(CompositeReward({"long": length})).__call__)
-    for part in (slow_length, partial(slow_length, extra=1), CompositeReward({"slow": slow_length})):
+    inner = CompositeReward({"slow": slow_length})
+    for part in (slow_length, partial(slow_length, extra=1), inner, partial(inner, extra=1)):
         reward = CompositeReward({"long": length, "slow": part})
         assert isinstance(reward, CompositeReward)
         assert inspect.iscoroutinefunction(type(reward).__call__)
