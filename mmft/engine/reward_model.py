@@ -27,7 +27,7 @@ from mmft.errors import ConfigError
 from mmft.evaluation.uncertainty import mc_variance
 from mmft.models.backbone import Backbone, load_backbone
 from mmft.models.prompts import PromptInputs
-from mmft.models.reward_model import RewardEstimate, RewardHead, RewardModelSpec
+from mmft.models.reward_model import NUM_LIKELIHOODS, RewardEstimate, RewardHead, RewardModelSpec
 
 HEAD_FILE = "reward_head.safetensors"
 HEAD_PREFIX = "reward_head."
@@ -64,6 +64,7 @@ class VLMRewardModel(nn.Module):
         head_width: int = 256,
         dropout: float = 0.1,
         max_completion_length: int = 256,
+        reads_likelihood: bool = False,
     ) -> None:
         super().__init__()
         self._spec = RewardModelSpec(
@@ -73,13 +74,17 @@ class VLMRewardModel(nn.Module):
             dropout=dropout,
             max_completion_length=max_completion_length,
             backbone="full",
+            reads_likelihood=reads_likelihood,
         )
         self.backbone = backbone
         self.packed = backbone.why_not_packed() is None
         self.trains_backbone = any(p.requires_grad for p in backbone.model.parameters())
         variance = loss_type == "heteroscedastic"
         self.reward_head = RewardHead(
-            backbone.hidden_size, width=head_width, dropout=dropout, states_variance=variance
+            backbone.hidden_size + NUM_LIKELIHOODS * reads_likelihood,
+            width=head_width,
+            dropout=dropout,
+            states_variance=variance,
         ).to(backbone.device)
         # Knows how a backbone is saved and what the Trainer asks of it; in a list so that it is no submodule.
         self._policy = [VLMActorCritic(backbone, critic=False, reference=False)]
@@ -131,13 +136,18 @@ class VLMRewardModel(nn.Module):
         return RewardScores(mean, log_variance, features)
 
     def features(self, prompts: Prompts, completions: Completions) -> Tensor:
-        """(N, D) what the backbone makes of each completion; without a graph where it does not train."""
+        """(N, D) what the backbone makes of each completion; without a graph where it does not train.
+
+        With `reads_likelihood` two more columns: how likely it finds the completion's tokens."""
+        likelihood = self._spec.reads_likelihood
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
             if not self.packed:
-                return last_states_plain(self.backbone, raw_prompts(prompts), completions)
+                return last_states_plain(
+                    self.backbone, raw_prompts(prompts), completions, likelihood=likelihood
+                )
             encode = self.backbone.encode
             encoded = [encode(p) if isinstance(p, PromptInputs) else p for p in prompts]
-            return last_states_packed(self.backbone, encoded, completions)
+            return last_states_packed(self.backbone, encoded, completions, likelihood=likelihood)
 
     def mc_samples(
         self, features: Tensor, num_samples: int, generator: torch.Generator
@@ -268,6 +278,7 @@ def load_reward_model(
             head_width=spec.head_width,
             dropout=spec.dropout,
             max_completion_length=spec.max_completion_length,
+            reads_likelihood=spec.reads_likelihood,
         )
     _load_beside_adapters(model, folder)
     model.load_head(folder)

@@ -87,25 +87,53 @@ def score_plain(
 
 
 def last_states_packed(
-    backbone: Backbone, prompts: Sequence[PromptEncoding], completions: Completions
+    backbone: Backbone,
+    prompts: Sequence[PromptEncoding],
+    completions: Completions,
+    *,
+    likelihood: bool = False,
 ) -> Tensor:
-    """(N, D) hidden states at the last token of each completion; of an empty one, at the prompt's last."""
+    """(N, D) hidden states at the last token of each completion; of an empty one, at the prompt's last.
+
+    With `likelihood` (N, D + 2): behind them the mean and the least log-prob of the completion's tokens."""
     longer, lengths = _with_one_more(completions, backbone.pad_id), completions.lengths
-    return _packed_states(backbone, prompts, longer)[
-        torch.arange(len(lengths), device=lengths.device), lengths
-    ]
+    states = _packed_states(backbone, prompts, longer)
+    last = states[torch.arange(len(lengths), device=lengths.device), lengths]
+    return _with_likelihood(backbone, last, states[:, :-1], completions) if likelihood else last
 
 
 def last_states_plain(
-    backbone: Backbone, prompts: Sequence[PromptInputs], completions: Completions
+    backbone: Backbone,
+    prompts: Sequence[PromptInputs],
+    completions: Completions,
+    *,
+    likelihood: bool = False,
 ) -> Tensor:
     """The same, each completion in a whole forward of its own through the unchanged model."""
-    rows = []
+    width = completions.ids.shape[1]
+    last, predictors = [], []
     for n, index in enumerate(completions.prompt_index.tolist()):
-        ids = completions.ids[n, : int(completions.lengths[n])]
+        length = int(completions.lengths[n])
+        ids = completions.ids[n, :length]
         hidden, _ = run_whole(backbone, extend_inputs(backbone, prompts[index], ids))
-        rows.append(hidden[0, -1])
-    return torch.stack(rows)
+        last.append(hidden[0, -1])
+        before = hidden[0, hidden.shape[1] - length - 1 : -1]
+        predictors.append(torch.nn.functional.pad(before, (0, 0, 0, width - length)))
+    states = torch.stack(last)
+    return _with_likelihood(backbone, states, torch.stack(predictors), completions) if likelihood else states
+
+
+def _with_likelihood(
+    backbone: Backbone, states: Tensor, predictors: Tensor, completions: Completions
+) -> Tensor:
+    """(N, D + 2) fp32 from (N, D) last states and the (N, R, D) states that predict each token."""
+    mask = completions.mask
+    chosen, ids = predictors[mask], completions.ids[mask]
+    logps, _ = token_log_probs(chosen, ids, backbone.head, temperature=1.0, entropies=False)
+    by_token = _scatter(logps, mask)
+    mean = by_token.sum(1) / completions.lengths.clamp(min=1)
+    # Padding holds 0, the largest log-prob there is.
+    return torch.cat([states.float(), mean[:, None], by_token.amin(1)[:, None]], 1)
 
 
 def _with_one_more(completions: Completions, pad_id: int) -> Completions:

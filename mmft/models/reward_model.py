@@ -21,6 +21,8 @@ from mmft.errors import ConfigError
 RewardLoss = Literal["bradley_terry", "mse", "heteroscedastic"]
 LOSS_TYPES: tuple[str, ...] = get_args(RewardLoss)
 SPEC_FILE = "reward_model.json"
+NUM_LIKELIHOODS = 2
+"""The mean and the least log-prob of a completion's tokens, behind the hidden state."""
 LOG_VARIANCE_BOUND = 15.0
 """Of a standardised log-variance, approached smoothly: data without noise would drive it to -infinity."""
 
@@ -51,6 +53,8 @@ class RewardModelSpec:
     """Name of the pretrained model that the head, or the adapter, sits on."""
     dtype: str = "float32"
     """Of the backbone's weights."""
+    reads_likelihood: bool = False
+    """Whether the head also reads how likely the backbone finds the completion."""
 
     def __post_init__(self) -> None:
         check_loss_type(self.loss_type)

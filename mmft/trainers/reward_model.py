@@ -67,6 +67,13 @@ class RewardModelConfig(TrainingArguments):
     )
     dropout: float = field(default=0.1, metadata={"help": "Of the head; uncertainty by dropout needs some."})
     head_width: int = field(default=256, metadata={"help": "Units of the head's hidden layer."})
+    reads_likelihood: bool = field(
+        default=False,
+        metadata={
+            "help": "The head also reads how likely the backbone finds the text (mean and least log-prob "
+            "of its tokens): a strong start where the backbone describes such pictures well."
+        },
+    )
     mc_samples: int = field(
         default=0, metadata={"help": "Dropout samples of `evaluate`; 0 predicts once, without dropout."}
     )
@@ -369,4 +376,5 @@ def _make_reward_model(
         head_width=args.head_width,
         dropout=args.dropout,
         max_completion_length=args.max_completion_length,
+        reads_likelihood=args.reads_likelihood,
     )

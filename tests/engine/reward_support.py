@@ -25,14 +25,21 @@ TRAININGS: dict[str, dict[str, Any]] = {
 
 
 def make_reward_model(
-    family: str, training: str = "frozen", *, loss_type: str = "heteroscedastic", processor: Any = None
+    family: str,
+    training: str = "frozen",
+    *,
+    loss_type: str = "heteroscedastic",
+    processor: Any = None,
+    reads_likelihood: bool = False,
 ) -> VLMRewardModel:
     """A model of the zoo whose head has an opinion."""
     torch.manual_seed(0)  # PEFT draws from the global generator
     backbone = make_backbone(
         zoo.build_model(family), processor or stub_processor(), **{"trainable": ()} | TRAININGS[training]
     )
-    model = VLMRewardModel(backbone, loss_type=loss_type, head_width=8, dropout=0.3)
+    model = VLMRewardModel(
+        backbone, loss_type=loss_type, head_width=8, dropout=0.3, reads_likelihood=reads_likelihood
+    )
     perturb(model.reward_head)
     return model.eval()
 

@@ -13,13 +13,19 @@ from torch import Tensor
 from mmft.engine.packing import Completions
 from mmft.engine.reward_inputs import RewardInputs
 from mmft.engine.reward_model import HEAD_FILE, VLMRewardModel, load_reward_model
-from mmft.engine.scoring import last_states_plain
+from mmft.engine.scoring import last_states_plain, score_plain
 from mmft.errors import ConfigError
 from mmft.models.backbone import load_backbone
 from mmft.models.packaged import CAPTIONER_NAME
 from mmft.models.reward_model import SPEC_FILE
 from tests import zoo
-from tests.engine.reward_support import TRAININGS, make_reward_model, picture_batch, real_reward_model
+from tests.engine.reward_support import (
+    TRAININGS,
+    make_reward_model,
+    perturb,
+    picture_batch,
+    real_reward_model,
+)
 from tests.engine.support import EVERY_FAMILY, Case, ragged_case
 from tests.zoo.vocabulary import FIRST_TEXT_ID
 
@@ -271,3 +277,33 @@ def test_another_kind_of_reward_model_is_not_restored(tmp_path: Path) -> None:
     real_reward_model("lora").save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"holds a reward model with adapter backbone.*this one has full"):
         real_reward_model("language").load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_the_likelihood_a_head_reads_is_that_of_the_policy(family: str) -> None:
+    model, case = make_reward_model(family, "language", reads_likelihood=True), ragged_case(family)
+    backbone, mask = model.backbone, case.completions.mask
+    packed = model(case.encodings(backbone), case.completions)
+    model.packed = False
+    plain = model(case.prompts, case.completions)
+    torch.testing.assert_close(packed.features, plain.features, atol=1e-5, rtol=0)
+    logps = score_plain(backbone, None, case.prompts, case.completions, entropies=False).logps
+    for features, row, real in zip(packed.features, logps, mask, strict=True):
+        expected = torch.stack([row[real].mean(), row[real].min()])
+        torch.testing.assert_close(features[-2:], expected, atol=1e-5, rtol=0)
+    (head,) = {weight for weight in backbone.base.get_output_embeddings().parameters()}
+    gradients = [torch.autograd.grad(each.mean.sum(), head)[0] for each in (packed, plain)]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=0)
+    assert gradients[0].abs().max() > 1e-3, "the language head takes part"
+
+
+def test_a_model_that_reads_likelihood_is_saved_as_such(tmp_path: Path) -> None:
+    backbone = load_backbone(CAPTIONER_NAME, trainable=())
+    model = VLMRewardModel(backbone, head_width=8, reads_likelihood=True)
+    perturb(model.reward_head)
+    model.save_pretrained(tmp_path)
+    loaded = load_reward_model(tmp_path)
+    assert loaded.spec == model.spec
+    assert loaded.reward_head.hidden.in_features == backbone.hidden_size + 2
+    for name, weight in model.reward_head.state_dict().items():
+        assert torch.equal(loaded.reward_head.state_dict()[name], weight), name
