@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, processors
@@ -22,6 +24,8 @@ from transformers import (
     SiglipModel,
     SiglipProcessor,
 )
+
+from rewards import ClipScore
 
 FAMILIES = ("clip", "siglip", "siglip2")
 POSITIONS = 48
@@ -89,3 +93,23 @@ def noise_picture(seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy(), "RGB")
+
+
+CAPTIONS = ["a red dog", "x", "two cats sit on a mat", "hello there"]
+PICTURES = [noise_picture(seed) for seed in range(4)]
+
+
+def scorer(family: str = "clip", **settings: Any) -> ClipScore:
+    """A scorer over a fresh tiny model."""
+    model, processor = build_contrastive(family)
+    return ClipScore(model, processor, **settings)
+
+
+def cosines_of(score: ClipScore, captions: list[str] | None = None, pictures: Any = None) -> list[float]:
+    return score.parts(pictures or PICTURES, captions or CAPTIONS)["cosine"]
+
+
+def logged_call(score: ClipScore, **columns: Any) -> tuple[list[float | None], dict[str, Any]]:
+    log: dict[str, Any] = {}
+    values = score(prompts=None, log_extra=log.__setitem__, log_metric=log.__setitem__, **columns)
+    return values, log

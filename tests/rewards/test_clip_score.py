@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Any
 
 import pytest
@@ -16,18 +15,18 @@ from mmft.engine.judging import RewardSuite
 from mmft.resolve import resolve_reward
 from mmft.types import PromptRow
 from rewards import ClipScore, RefClipScore, check
-from rewards.pictures import image_key
-from tests.rewards.contrastive import FAMILIES, POSITIONS, build_contrastive, noise_picture
+from tests.rewards.contrastive import (
+    CAPTIONS,
+    FAMILIES,
+    PICTURES,
+    POSITIONS,
+    build_contrastive,
+    cosines_of,
+    logged_call,
+    scorer,
+)
 
 PROMPT = "A photo depicts "
-CAPTIONS = ["a red dog", "x", "two cats sit on a mat", "hello there"]
-PICTURES = [noise_picture(seed) for seed in range(4)]
-
-
-def scorer(family: str = "clip", **settings: Any) -> ClipScore:
-    """A scorer over a fresh tiny model."""
-    model, processor = build_contrastive(family)
-    return ClipScore(model, processor, **settings)
 
 
 def forward_of_the_model(family: str, texts: list[str], pictures: list[Image.Image]) -> Any:
@@ -40,16 +39,6 @@ def forward_of_the_model(family: str, texts: list[str], pictures: list[Image.Ima
         settings |= {"patch_size": 4, "max_num_patches": 16}
     with torch.no_grad():
         return model, model(**processor(text=texts, images=pictures, return_tensors="pt", **settings))
-
-
-def cosines_of(score: ClipScore, captions: list[str] | None = None, pictures: Any = None) -> list[float]:
-    return score.parts(pictures or PICTURES, captions or CAPTIONS)["cosine"]
-
-
-def logged_call(score: ClipScore, **columns: Any) -> tuple[list[float | None], dict[str, Any]]:
-    log: dict[str, Any] = {}
-    values = score(prompts=None, log_extra=log.__setitem__, log_metric=log.__setitem__, **columns)
-    return values, log
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -135,105 +124,11 @@ def test_a_batch_scores_as_its_rows_one_by_one(family: str):
     assert together == pytest.approx(apart, abs=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_batch_size_changes_calls_and_no_score(family: str):
-    small, large = scorer(family, batch_size=3), scorer(family)
-    assert cosines_of(small) == pytest.approx(cosines_of(large), abs=1e-5)
-    assert (small.counters.image_tower_calls, large.counters.image_tower_calls) == (2, 1)
-
-
 def test_a_reordered_batch_gives_the_reordered_scores():
     order = [2, 0, 3, 1]
     score = scorer()
     moved = cosines_of(score, [CAPTIONS[i] for i in order], [PICTURES[i] for i in order])
     assert moved == pytest.approx([cosines_of(scorer())[i] for i in order], abs=1e-5)
-
-
-def test_changed_pixels_change_the_score():
-    score = scorer()
-    (before,) = cosines_of(score, ["a red dog"], [PICTURES[0]])
-    changed = PICTURES[0].copy()
-    changed.paste((255, 0, 0), (4, 4, 12, 12))
-    (after,) = cosines_of(score, ["a red dog"], [changed])
-    assert abs(after - before) > 1e-3
-    assert score.counters.images_encoded == 2
-
-
-def test_a_picture_changed_in_place_is_seen_as_another():
-    score, picture = scorer(), PICTURES[0].copy()
-    (before,) = cosines_of(score, ["a red dog"], [picture])
-    picture.paste((255, 0, 0), (4, 4, 12, 12))
-    assert abs(cosines_of(score, ["a red dog"], [picture])[0] - before) > 1e-3
-
-
-def test_the_cache_tells_pictures_of_one_size_apart():
-    score, captions = scorer(), ["a red dog", "a red dog"]
-    warm = [cosines_of(score, captions, PICTURES[:2]) for _ in range(2)][1]
-    assert warm == pytest.approx(
-        [cosines_of(scorer(), ["a red dog"], [picture])[0] for picture in PICTURES[:2]], abs=1e-5
-    )
-    assert abs(warm[0] - warm[1]) > 1e-3
-
-
-def test_equal_bytes_in_another_shape_are_another_picture():
-    wide, high = Image.new("RGB", (8, 2), "red"), Image.new("RGB", (2, 8), "red")
-    assert wide.tobytes() == high.tobytes()
-    assert image_key(wide) != image_key(high)
-    assert image_key(wide) == image_key(wide.copy())
-
-
-def test_eight_completions_and_two_epochs_run_the_image_tower_once_per_picture():
-    score = scorer()
-    seen: list[int] = []
-    model = score.embedder.source
-    assert isinstance(model, torch.nn.Module)
-    model.vision_model.register_forward_hook(
-        lambda _module, _args, output: seen.append(len(output.pooler_output))
-    )
-    captions = [f"caption {row} {sample}" for row in range(4) for sample in range(8)]
-    images = [[PICTURES[row]] for row in range(4) for _ in range(8)]
-    work = [logged_call(score, completions=captions, images=images)[1] for _ in range(2)]
-    assert seen == [4], "one forward pass over four pictures for 2 x 32 captions"
-    assert [log["clip_score/image_tower_calls"] for log in work] == [1, 0]
-    assert [log["clip_score/images_encoded"] for log in work] == [4, 0]
-    assert [log["clip_score/cache_hits"] for log in work] == [28, 32]
-    assert (score.counters.images_encoded, score.counters.cache_hits) == (4, 60)
-
-
-def test_pictures_decoded_anew_in_each_epoch_are_recognised():
-    score = scorer()
-    for _ in range(3):
-        cosines_of(score, CAPTIONS, [picture.copy() for picture in PICTURES])
-    assert (score.counters.images_encoded, score.counters.cache_hits) == (4, 8)
-
-
-def test_a_small_cache_forgets_the_oldest_picture_and_still_scores_right():
-    score = scorer(image_cache_size=2)
-    expected = cosines_of(scorer())
-    assert cosines_of(score) == pytest.approx(expected, abs=1e-5)  # four at once, although two are kept
-    cosines_of(score, ["x"], [PICTURES[2]])  # kept, and now newer than the last one
-    cosines_of(score, ["x"], [PICTURES[0]])  # pushes out the last one
-    assert score.counters.images_encoded == 5
-    cosines_of(score, ["x"], [PICTURES[2]])
-    assert score.counters.images_encoded == 5
-    cosines_of(score, ["x"], [PICTURES[3]])
-    assert score.counters.images_encoded == 6
-
-
-def test_without_a_cache_only_repeats_in_a_call_are_saved():
-    score = scorer(image_cache_size=0)
-    for _ in range(2):
-        cosines_of(score, ["x", "y"], [PICTURES[0], PICTURES[0]])
-    assert (score.counters.images_encoded, score.counters.cache_hits) == (2, 2)
-
-
-def test_equal_captions_are_embedded_once_and_references_are_remembered():
-    score = scorer(reference=True)
-    references = [["a dog", "a cat"]] * 4
-    score.scores(PICTURES, ["a red dog"] * 4, references)
-    assert score.counters.texts_encoded == 3
-    score.scores(PICTURES, ["a red dog"] * 4, references)
-    assert score.counters.texts_encoded == 4  # the caption again, the references not
 
 
 def test_several_pictures_give_the_mean_or_the_largest_cosine():
@@ -372,28 +267,6 @@ def test_a_model_in_half_precision_scores_close_to_single():
     assert cosines_of(halved) == pytest.approx(cosines_of(scorer()), abs=0.03)
     assert model.dtype == torch.bfloat16
     assert halved.embedder.embed_texts(["a"]).dtype == torch.float32
-
-
-def test_two_threads_share_one_scorer():
-    score = scorer(image_cache_size=1)
-    expected = cosines_of(scorer())
-    found: list[list[float]] = []
-    threads = [threading.Thread(target=lambda: found.append(cosines_of(score))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(each == pytest.approx(expected, abs=1e-5) for each in found)
-    assert len(found) == 4
-
-
-def test_greyscale_and_transparent_pictures_are_read_as_rgb():
-    score = scorer()
-    grey = PICTURES[0].convert("L")
-    assert cosines_of(score, ["x", "x"], [grey, grey.convert("RGB")])[0] == pytest.approx(
-        cosines_of(scorer(), ["x"], [grey.convert("RGB")])[0], abs=1e-6
-    )
-    assert score.counters.images_encoded == 1
 
 
 def test_trl_names_the_reward_and_calls_it_directly():
