@@ -10,6 +10,7 @@ import trl
 import yaml
 
 from mmft import trl_bridge
+from mmft.cli import COMMANDS
 from mmft.config import parse_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -18,7 +19,8 @@ LAUNCHES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 
 
 def command(path: Path) -> str:
-    return "sft" if path.stem.endswith("sft") else "ppo"
+    """Recipes are named after the command that reads them."""
+    return next((name for name in COMMANDS if path.stem.endswith(name.replace("-", "_"))), "ppo")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
