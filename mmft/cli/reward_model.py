@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import ProgressCallback
 
 from mmft.cli.console import is_main_process, say
 from mmft.cli.launch import CONFIG_FILE, opening, train
@@ -37,6 +38,9 @@ def run(config: RunConfig) -> int:
         as_prompts(train_rows, script, script.train_split),
         None if held_out is None else as_prompts(held_out, script, script.eval_split or "held out"),
     )
+    if not config.training.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(JudgementProgress())
     before = evaluate(trainer, "before")
     seconds = train(trainer)
     after = evaluate(trainer, "after")
@@ -44,6 +48,17 @@ def run(config: RunConfig) -> int:
     if trainer.is_world_process_zero():
         report(config, trainer, held_out, Outcome(before, after, seconds))
     return 0
+
+
+class JudgementProgress(ProgressCallback):
+    """The Trainer's progress bar with loss and accuracy behind it instead of a printed line per log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Called by the Trainer with each log line."""
+        bar: Any = self.training_bar  # untyped in transformers
+        if bar is not None and logs and "loss" in logs:
+            shown = {name: f"{float(logs[name]):.3f}" for name in ("loss", "accuracy") if name in logs}
+            bar.set_postfix(shown)
 
 
 def evaluate(trainer: RewardModelTrainer, when: str) -> Evaluation | None:
