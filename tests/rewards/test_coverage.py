@@ -101,5 +101,8 @@ def test_bad_columns_are_named(columns: dict[str, Any], message: str):
 def test_a_forbidden_column_that_is_named_must_be_there():
     with pytest.raises(ValueError, match="needs a column `never` and the data has none"):
         KeywordCoverage(forbidden_column="never")(None, ["a"], keywords=["a"])
-    with pytest.raises(ValueError, match="`penalty` must be a finite number >= 0; got -1"):
-        KeywordCoverage(penalty=-1)
+    for penalty in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"`penalty` must be a finite number >= 0; got {penalty}"):
+            KeywordCoverage(penalty=penalty)
+    free = KeywordCoverage(forbidden_column="never", penalty=0.0)
+    assert free(None, ["a cat"], keywords=["cat"], never=["cat"]) == [1.0]
