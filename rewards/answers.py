@@ -103,9 +103,9 @@ class MultipleChoice:
         R = 1 if it does, else 0
 
     The answer is a letter ("B", "(b)"), the text of a choice, or the place of the choice as an integer,
-    counted from 0; the last two need `choices_column`, and give None where it is None. A completion may name the letter, or the text if the
-    choices are given; `rewards.choices.read_choice` says how it is read. By hand, for the answer "B" among
-    ["a cat", "two dogs", "a hot dog"]:
+    counted from 0; the last two need `choices_column`, and give None where it is None. A completion may name
+    the letter, or the text if the choices are given; `rewards.choices.read_choice` says how it is read. By
+    hand, for the answer "B" among ["a cat", "two dogs", "a hot dog"]:
 
         "B", "(b)", "B.", "Answer: B", "the answer is (b)", "Two dogs.", "not A, B", "B. two dogs"    1
         "A", "a cat sits", "two", "B or C", "the answer is B. the answer is C", "B. a cat", ""         0
