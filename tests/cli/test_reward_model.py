@@ -13,7 +13,7 @@ from PIL import Image
 from mmft.cli import main
 from mmft.engine.learned_reward import LearnedReward
 from mmft.tiny.preferences import make_preference
-from tests import zoo
+from tests.cli.support import lines
 
 SETTINGS: dict[str, Any] = {
     "dataset_name": "mmft/scenes-preferences",
@@ -35,15 +35,7 @@ PREFERENCE_COLUMNS = {"chosen", "rejected", "margin"}
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    zoo.build_model("llava").save_pretrained(folder)
-    zoo.build_processor("llava").save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def run_folder(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished run on preferences that several tests look at."""
     folder = tmp_path_factory.mktemp("preferences")
     assert main(["reward-model", *config(folder, model_name_or_path=model_folder)]) == 0
@@ -96,18 +88,14 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 # Preferences
 
 
-def test_a_run_leaves_a_reward_model_and_its_story(run_folder: Path):
-    files = {path.name for path in run_folder.iterdir()}
+def test_a_run_leaves_a_reward_model_and_its_story(trained: Path):
+    files = {path.name for path in trained.iterdir()}
     assert {"config.yaml", "summary.json", "samples.jsonl", "metrics.jsonl", "README.md"} <= files
     assert {"reward_model.json", "reward_head.safetensors"} <= files
-    summary = read(run_folder / "summary.json")
+    summary = read(trained / "summary.json")
     assert summary["before"]["accuracy"] == 0.5, "a head of zeros prefers nothing"
     assert summary["before"]["loss"] == pytest.approx(0.6931, abs=1e-4)
     assert 0 <= summary["after"]["accuracy"] <= 1
@@ -117,8 +105,8 @@ def test_a_run_leaves_a_reward_model_and_its_story(run_folder: Path):
     assert summary["versions"]["mmft"]
 
 
-def test_groups_are_counted_and_add_up_to_the_whole(run_folder: Path):
-    summary = read(run_folder / "summary.json")
+def test_groups_are_counted_and_add_up_to_the_whole(trained: Path):
+    summary = read(trained / "summary.json")
     groups = summary["groups"]
     kinds = [make_preference("validation", index).kind for index in range(9)]
     assert {name: group["rows"] for name, group in groups.items()} == {k: kinds.count(k) for k in set(kinds)}
@@ -126,8 +114,8 @@ def test_groups_are_counted_and_add_up_to_the_whole(run_folder: Path):
     assert right / 9 == pytest.approx(summary["after"]["accuracy"])
 
 
-def test_samples_hold_the_row_and_what_was_made_of_it(run_folder: Path):
-    samples = lines(run_folder / "samples.jsonl")
+def test_samples_hold_the_row_and_what_was_made_of_it(trained: Path):
+    samples = lines(trained / "samples.jsonl")
     assert len(samples) == 9
     for index, sample in enumerate(samples):
         row = make_preference("validation", index)
@@ -136,12 +124,12 @@ def test_samples_hold_the_row_and_what_was_made_of_it(run_folder: Path):
         assert sample["before"]["chosen_reward"] == 0
         assert PREFERENCE_COLUMNS.isdisjoint(sample["after"])
     judged = [sample["after"]["chosen_reward"] > sample["after"]["rejected_reward"] for sample in samples]
-    assert sum(judged) / 9 == pytest.approx(read(run_folder / "summary.json")["after"]["accuracy"])
+    assert sum(judged) / 9 == pytest.approx(read(trained / "summary.json")["after"]["accuracy"])
 
 
-def test_the_reward_by_path_gives_the_numbers_of_the_samples(run_folder: Path):
-    samples = lines(run_folder / "samples.jsonl")
-    reward = LearnedReward(run_folder, mc_samples=0)
+def test_the_reward_by_path_gives_the_numbers_of_the_samples(trained: Path):
+    samples = lines(trained / "samples.jsonl")
+    reward = LearnedReward(trained, mc_samples=0)
     given = reward(
         prompts=[sample["prompt"] for sample in samples],
         completions=[sample["chosen"] for sample in samples],
@@ -150,18 +138,18 @@ def test_the_reward_by_path_gives_the_numbers_of_the_samples(run_folder: Path):
     assert given == pytest.approx([sample["after"]["chosen_reward"] for sample in samples], abs=1e-4)
 
 
-def test_the_card_says_what_was_learned_and_how_to_use_it(run_folder: Path):
-    card = (run_folder / "README.md").read_text()
+def test_the_card_says_what_was_learned_and_how_to_use_it(trained: Path):
+    card = (trained / "README.md").read_text()
     assert "trained by mmft on preferences of `mmft/scenes-preferences`" in card
     assert "| accuracy | 0.500 |" in card
     assert "| kind | rows | accuracy before | after |" in card
-    assert f"{{name: reward_model, path: {run_folder}, penalty: 1.0}}" in card
+    assert f"{{name: reward_model, path: {trained}, penalty: 1.0}}" in card
 
 
-def test_the_written_config_repeats_the_run(run_folder: Path, tmp_path: Path):
-    again = ["--config", str(run_folder / "config.yaml"), "--output_dir", str(tmp_path / "again")]
+def test_the_written_config_repeats_the_run(trained: Path, tmp_path: Path):
+    again = ["--config", str(trained / "config.yaml"), "--output_dir", str(tmp_path / "again")]
     assert main(["reward-model", *again]) == 0
-    assert read(tmp_path / "again" / "summary.json")["after"] == read(run_folder / "summary.json")["after"]
+    assert read(tmp_path / "again" / "summary.json")["after"] == read(trained / "summary.json")["after"]
 
 
 def test_the_terminal_shows_right_and_wrong_rows(
@@ -177,7 +165,7 @@ def test_the_terminal_shows_right_and_wrong_rows(
     assert len(shown) == 3
 
 
-def test_ppo_takes_the_reward_by_its_path(run_folder: Path, model_folder: str, tmp_path: Path):
+def test_ppo_takes_the_reward_by_its_path(trained: Path, model_folder: str, tmp_path: Path):
     settings = {
         "model_name_or_path": model_folder,
         "dataset_name": "mmft/scenes",
@@ -185,7 +173,7 @@ def test_ppo_takes_the_reward_by_its_path(run_folder: Path, model_folder: str, t
         "max_train_rows": 4,
         "eval_split": "validation",
         "max_eval_rows": 2,
-        "reward_funcs": [{"name": "reward_model", "path": str(run_folder), "penalty": 0.5}],
+        "reward_funcs": [{"name": "reward_model", "path": str(trained), "penalty": 0.5}],
         "num_generations": 2,
         "per_device_train_batch_size": 4,
         "num_ppo_epochs": 1,
