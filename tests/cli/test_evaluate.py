@@ -10,7 +10,10 @@ import pytest
 import yaml
 
 from mmft.cli import main
-from tests.cli.support import refusal, summary, write_config
+from mmft.cli.evaluate import ready_rewards
+from mmft.config import parse_run
+from mmft.engine.judging import RewardSuite
+from tests.cli.support import SETTINGS, refusal, summary, write_config
 
 ROWS = 12
 
@@ -249,3 +252,37 @@ def test_rewards_are_judged_by_what_they_learned_from_the_training_rows(evaluate
     found = result(tmp_path)
     # Training and held-out rows are the same here.
     assert found["means"]["reward"] == pytest.approx(found["means"]["metrics/cider_d"], abs=1e-5)
+
+
+class Remembering:
+    """A reward that wants to see the training rows, and keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] | None = None
+
+    def __call__(self, completions: list[str], **columns: Any) -> list[float | None]:
+        return [0.0] * len(completions)
+
+    def prepare(self, column: Any) -> None:
+        if self.seen is None:
+            self.seen = column("caption")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+def test_rewards_get_the_state_of_the_run_and_else_the_training_rows(model_folder: str, tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    settings = SETTINGS | {"model_name_or_path": model_folder, "output_dir": str(tmp_path / "run")}
+    settings |= {"adapter_path": str(tmp_path), "max_train_rows": 2}
+    config = parse_run("evaluate", ["--config", write_config(tmp_path, settings)])
+    fresh, restored = Remembering(), Remembering()
+    ready_rewards(config, RewardSuite(fresh, names=["remembering"]))
+    assert fresh.seen is not None
+    assert len(fresh.seen) == 2
+    (tmp_path / "rewards.json").write_text(json.dumps({"remembering": {"seen": ["of the run"]}}))
+    ready_rewards(config, RewardSuite(restored, names=["remembering"]))
+    assert restored.seen == ["of the run"]

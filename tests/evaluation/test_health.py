@@ -144,3 +144,12 @@ def test_completions_that_stop_ending_are_warned_about():
     assert "Degenerate completions" in sentence
     assert "from 0% to 75%" in sentence
     assert warned(cut, ended) == []
+
+
+def test_a_sure_but_tiny_rise_is_not_worth_a_warning():
+    texts = [f"{noun} {place}" for place in range(30) for noun in NOUNS]
+    tally = Answers(texts, {"reward": [0.5] * 360}, ended=[True] * 360)
+    some = Answers(texts, {"reward": [0.5] * 360}, ended=[False] * 12 + [True] * 348)
+    many = Answers(texts, {"reward": [0.5] * 360}, ended=[False] * 24 + [True] * 336)
+    assert warned(tally, some) == []  # 3 %
+    assert len(warned(tally, many)) == 1  # 7 %

@@ -35,6 +35,28 @@ def test_small_groups_are_flagged_and_left_out_of_the_gap():
     assert (found.gap.difference.low, found.gap.difference.high) == (1.0, 1.0)
 
 
+def test_a_group_with_just_enough_rows_is_large_enough():
+    found = by_group([0.0] * 10 + [1.0] * 10, ["x"] * 10 + ["y"] * 10, QUICK, min_rows=10)
+    assert not any(each.is_small for each in found.groups)
+    assert found.gap is not None
+    assert found.gap.difference.count == 20
+
+
+def test_a_score_that_is_no_mean_is_computed_from_the_rows_of_the_group():
+    hits, totals = np.array([1.0, 9.0, 5.0, 1.0]), np.array([1.0, 10.0, 10.0, 10.0])
+    found = by_group(
+        [1.0, 0.9, 0.5, 0.1],
+        ["x", "x", "y", "y"],
+        QUICK,
+        min_rows=2,
+        score=lambda rows: float(hits[rows].sum() / totals[rows].sum()),
+    )
+    assert [each.mean.value for each in found.groups] == pytest.approx([10 / 11, 6 / 20])
+    assert found.gap is not None
+    assert found.gap.difference.value == pytest.approx(10 / 11 - 6 / 20)
+    assert found.gap.difference.low < found.gap.difference.value < found.gap.difference.high
+
+
 def test_one_large_group_has_no_gap():
     assert by_group([1.0] * 20, ["x"] * 11 + ["y"] * 9, QUICK).gap is None
 
