@@ -125,8 +125,8 @@ class CiderD:
     gaming the measure adds the minimum, the length penalty and the factor. g_n(x) holds count * idf for every
     n-gram of x, the minimum is taken entry by entry, sigma = 6. As in the coco-caption tools, the term
     frequency is a bare count (the cosine cancels its denominator), a cosine with an empty vector is 0, and
-    l(x) is the number of bigrams of x: one less than its words, 0 for an empty text. Scores lie in [0, 10];
-    with the document frequencies of one picture every idf, and so every score, is 0.
+    l(x) is the number of tokens of x. Scores lie in [0, 10]; with the document frequencies of one picture
+    every idf, and so every score, is 0.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class CiderD:
                     vector[gram] *= count
             vectors.append(vector)
             norms.append(math.sqrt(sum(map(mul, vector.values(), vector.values()))))
-        return WeightedNgrams(tuple(vectors), tuple(norms), max(0, len(words) - 1))
+        return WeightedNgrams(tuple(vectors), tuple(norms), len(words))
 
     def _references(self, references: tuple[str, ...]) -> list[WeightedNgrams]:
         # Least recently used first: a dict keeps the order of insertion, and what is used is put in again.
