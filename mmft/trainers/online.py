@@ -7,7 +7,6 @@ An algorithm adds its settings, `add_targets` (advantages, returns) and `compute
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -16,8 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from mmft.data.rows import PromptDataset, as_prompts
@@ -28,7 +26,8 @@ from mmft.engine.sampling import SamplingParams, sample_noise
 from mmft.engine.scoring import Scores
 from mmft.errors import ConfigError, NonFiniteError
 from mmft.models.backbone import Backbone, load_backbone, make_backbone
-from mmft.trainers.callbacks import RewardProgress, RunFiles
+from mmft.trainers.base import BaseTrainer
+from mmft.trainers.callbacks import RewardProgress
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
 from mmft.trainers.experience import Experience, check_saved_rollouts
@@ -47,7 +46,7 @@ EVALUATION = -1
 Rows: TypeAlias = "PromptDataset | Dataset | Sequence[Mapping[str, Any]]"
 
 
-class OnlineTrainer(Trainer, abc.ABC):
+class OnlineTrainer(BaseTrainer, abc.ABC):
     """Trains a policy on completions that it samples itself.
 
     Args:
@@ -90,28 +89,20 @@ class OnlineTrainer(Trainer, abc.ABC):
         # Evaluation reports the optimised rewards and the others, the latter with weight 0.
         weights = [*self.reward_suite.weights, *(0.0 for _ in eval_funcs)]
         self.eval_suite = RewardSuite([*reward_funcs, *eval_funcs], weights, isolation=args.isolation())
-        self.metric_log = MetricLog()
         self.experience: Experience | None = None
         self._micro_batches: list[Experience] = []
         self._resume_folder: Path | None = None
         super().__init__(
-            model=actor_critic,
+            actor_critic,
             args=args,
             train_dataset=as_prompts(train_dataset, "train"),
             eval_dataset=as_prompts(eval_dataset, "eval"),
             processing_class=actor_critic.backbone.processor,
-            callbacks=[RunFiles(), *(callbacks or [])],
+            callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.args.n_gpu > 1:
-            raise ConfigError(
-                f"One process sees {self.args.n_gpu} GPUs, and `DataParallel` cannot split a rollout. "
-                "Start one process per GPU (`accelerate launch`), or set CUDA_VISIBLE_DEVICES to one of them."
-            )
         RewardProgress.install(self)
         self._connect_rewards()
-        # Our loss is already a sum over the tokens of the whole optimizer step.
-        self.loss_is_scaled_for_ga = True
         self.actor_critic = actor_critic
         self.collector = Collector(
             actor_critic,
@@ -179,11 +170,6 @@ class OnlineTrainer(Trainer, abc.ABC):
         """As in `transformers.Trainer`; a second call draws its own rollouts."""
         self.experience, self._resume_folder = None, None
         return super().train(*args, **kwargs)
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        register_fsdp_forward_method(self.actor_critic, "within_forward")  # nothing happens without FSDP2
-        return prepared
 
     def get_train_dataloader(self) -> DataLoader[Ticket]:
         """Tickets; `_prepare_inputs` turns them into micro-batches of a rollout."""
@@ -277,17 +263,6 @@ class OnlineTrainer(Trainer, abc.ABC):
         self.metric_log.add("entropy", float(entropies.mean()) if len(entropies) else 0.0, len(entropies))
         return loss * self.accelerator.num_processes
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Called before every optimizer step, also where `max_grad_norm` clips nothing."""
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        # The loss scaler of fp16 makes gradients overflow by design, and skips those steps itself.
-        if self.accelerator.scaler is None and not math.isfinite(float(grad_norm or 0.0)):
-            raise NonFiniteError(
-                f"step {self.state.global_step}: the gradient norm is {float(grad_norm)}. Nothing was "
-                "updated; lower `learning_rate`, or train in a wider dtype."
-            )
-        return grad_norm
-
     # Evaluation
 
     def evaluate(
@@ -331,25 +306,7 @@ class OnlineTrainer(Trainer, abc.ABC):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds everything measured since the last log line to training logs; collective."""
-        if "loss" in logs:
-            logs = logs | self.metric_log.flush()
-        super().log(logs, start_time)
-
     # Processes and checkpoints
-
-    @property
-    def _is_sharded(self) -> bool:
-        stage = getattr(getattr(self.accelerator.state, "deepspeed_plugin", None), "zero_stage", 0)
-        return bool(self.is_fsdp_enabled or stage == 3)
-
-    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.reduce(tensor, reduction="sum")
-
-    def _anyone(self, flag: bool) -> bool:
-        total = self._sum_over_processes(torch.tensor(float(flag), device=self.args.device))
-        return bool(total > 0)
 
     def _resumed(self, number: int) -> Experience:
         """The rollout that a checkpoint was saved in the middle of."""
@@ -376,16 +333,9 @@ class OnlineTrainer(Trainer, abc.ABC):
             self.experience.save(path, self.plan.fingerprint())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = output_dir or cast(str, self.args.output_dir)
-            self.actor_critic.save_pretrained(folder, state_dict)
-            save_reward_state(self.eval_suite, folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.actor_critic.load_checkpoint(resume_from_checkpoint)
+            save_reward_state(self.eval_suite, output_dir or cast(str, self.args.output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Runs on every resume, however the weights are sharded."""
@@ -394,6 +344,3 @@ class OnlineTrainer(Trainer, abc.ABC):
             check_saved_rollouts(self._resume_folder, self.plan.fingerprint())
             load_reward_state(self.eval_suite, checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_best_model(self) -> None:
-        self.actor_critic.load_checkpoint(cast(str, self.state.best_model_checkpoint))

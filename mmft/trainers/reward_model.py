@@ -6,17 +6,15 @@ The Hugging Face training loop as it is; rows that share a picture and a prompt 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from mmft.data.rows import PromptDataset
 from mmft.engine.completion_batch import CompletionBatch, CompletionTokenizer
@@ -31,8 +29,8 @@ from mmft.objectives.reward_model import (
     heteroscedastic_loss,
     rating_loss,
 )
-from mmft.trainers.callbacks import RunFiles
-from mmft.trainers.metric_log import MetricLog
+from mmft.trainers.base import BaseTrainer
+from mmft.trainers.held_out import held_out_batches
 from mmft.trainers.reward_metrics import reward_metrics, reward_samples
 from mmft.trainers.reward_model_data import (
     RewardBatch,
@@ -118,7 +116,7 @@ class RewardModelConfig(TrainingArguments):
         return self.loss_type == "bradley_terry"
 
 
-class RewardModelTrainer(Trainer):
+class RewardModelTrainer(BaseTrainer):
     """Trains a reward model on what people preferred or how they rated it.
 
     Args:
@@ -153,31 +151,23 @@ class RewardModelTrainer(Trainer):
         is_new = not isinstance(model, VLMRewardModel)
         reward_model = _make_reward_model(model, args, processing_class, peft_config)
         self.reward_model = reward_model
-        self.metric_log = MetricLog()
         self.tokenizer_of_completions = CompletionTokenizer(
             reward_model.backbone, reward_model.max_completion_length
         )
         self.eval_samples: list[dict[str, Any]] = []
         backbone = reward_model.backbone
         super().__init__(
-            model=reward_model,
+            reward_model,
             args=args,
             data_collator=functools.partial(collate_inputs, pad_id=backbone.pad_id),
             train_dataset=self._rows(train_dataset, "train", args),
             eval_dataset=self._rows(eval_dataset, "eval", args),
             processing_class=backbone.processor,
-            callbacks=[RunFiles(), *(callbacks or [])],
+            callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.args.n_gpu > 1:
-            raise ConfigError(
-                f"One process sees {self.args.n_gpu} GPUs, and `DataParallel` cannot split shared prompts. "
-                "Start one process per GPU (`accelerate launch`), or set CUDA_VISIBLE_DEVICES to one of them."
-            )
         if is_new and args.normalize_ratings and not args.learns_preferences and self.train_dataset:
             reward_model.reward_head.set_unit(self.train_dataset.targets)
-        # Our loss is already a sum over the rows of the whole optimizer step, by their number.
-        self.loss_is_scaled_for_ga = True
         self.inputs = RewardInputs(
             reward_model,
             args.feature_cache_mb * 2**20,
@@ -197,11 +187,6 @@ class RewardModelTrainer(Trainer):
         return RewardDataset(
             prompts, preferences=args.learns_preferences, tokenize=self.tokenizer_of_completions
         )
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        register_fsdp_forward_method(self.reward_model, "within_forward")  # nothing happens without FSDP2
-        return prepared
 
     # One update
 
@@ -269,17 +254,6 @@ class RewardModelTrainer(Trainer):
         else:
             self.metric_log.add_all("mse", (means[:, 0] - targets).square().tolist())
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Called before every optimizer step, also where `max_grad_norm` clips nothing."""
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        # The loss scaler of fp16 makes gradients overflow by design, and skips those steps itself.
-        if self.accelerator.scaler is None and not math.isfinite(float(grad_norm or 0.0)):
-            raise NonFiniteError(
-                f"step {self.state.global_step}: the gradient norm is {float(grad_norm)}. Nothing was "
-                "updated; lower `learning_rate`, or train in a wider dtype."
-            )
-        return grad_norm
-
     # Evaluation
 
     def evaluate(
@@ -306,47 +280,12 @@ class RewardModelTrainer(Trainer):
         process, count = self.accelerator.process_index, self.accelerator.num_processes
         size = self.args.per_device_eval_batch_size
         samples: list[dict[str, Any]] = []
-        # Every process runs as many batches as the others, which collectives need: wrap around.
-        starts = range(process * size, -(-len(dataset) // (size * count)) * size * count, size * count)
-        for start in starts:
-            rows = [dataset[i % len(dataset)] for i in range(start, start + size)]
+        for indices, fresh in held_out_batches(len(dataset), size, process, count):
+            rows = [dataset[index] for index in indices]
             batch = collate_rewards(rows, self.reward_model.backbone.pad_id)
             estimate = self.inputs.estimate(batch.completions, self.args.mc_samples, seed=self.args.seed)
-            samples += reward_samples(batch, estimate)[: max(len(dataset) - start, 0)]
+            samples += reward_samples(batch, estimate)[:fresh]
         return sorted(gather_object(samples), key=lambda sample: sample["row"])
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds everything measured since the last log line to training logs; collective."""
-        if "loss" in logs:
-            logs = logs | self.metric_log.flush()
-        super().log(logs, start_time)
-
-    # Processes and checkpoints
-
-    @property
-    def _is_sharded(self) -> bool:
-        stage = getattr(getattr(self.accelerator.state, "deepspeed_plugin", None), "zero_stage", 0)
-        return bool(self.is_fsdp_enabled or stage == 3)
-
-    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.reduce(tensor, reduction="sum")
-
-    def _anyone(self, flag: bool) -> bool:
-        total = self._sum_over_processes(torch.tensor(float(flag), device=self.args.device))
-        return bool(total > 0)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self.args.should_save:
-            self.reward_model.save_pretrained(output_dir or cast(str, self.args.output_dir), state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.reward_model.load_checkpoint(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        self.reward_model.load_checkpoint(cast(str, self.state.best_model_checkpoint))
 
 
 def _make_reward_model(
