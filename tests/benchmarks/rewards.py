@@ -46,8 +46,8 @@ HEADING = "# Rewards"
 NUM_CAPTIONS, NUM_REFERENCES, VOCABULARY = 10_000, 5, 4_000
 GROUPS = {"8 captions per set": 8, "a set per caption": 1}
 LETTERS = "etaoinshrdlucmfwgypbvk"
-EVALUATE_GIVEN = """`evaluate`'s bleu is a script of the hub, given as a folder; its shares of matched n-grams are
-compared, since its brevity penalty takes the shortest reference."""
+EVALUATE_GIVEN = """`evaluate`'s bleu is a script of the hub, given as a folder;
+its shares of matched n-grams are compared, since its brevity penalty takes the shortest reference."""
 EVALUATE_MISSING = "`evaluate`'s bleu is a script of the hub and was not at hand."
 FUNCTION_WORDS = "a the on in of with and to is at".split()
 
@@ -243,7 +243,8 @@ def report(results: dict[str, dict[str, dict[str, float]]], num_captions: int) -
 Python {platform.python_version()}, {versions}.
 `python -m tests.benchmarks.rewards` writes this section.
 
-{num_captions:,} captions of 8 to 12 words, {NUM_REFERENCES} references each, synthetic (Zipf's law over {VOCABULARY:,} words).
+{num_captions:,} captions of 8 to 12 words, {NUM_REFERENCES} references each, synthetic
+(Zipf's law over {VOCABULARY:,} words).
 Rates are per second of processor time, medians of alternating rounds with empty caches, tokenising
 included; scores agree to 1e-9 before a time counts. "8 captions per set" are the completions of
 one prompt, "a set per caption" leaves nothing to share. References of CIDEr-D are "prepared" once a caption
