@@ -137,7 +137,9 @@ def load_policy(run: RunConfig, *, train: bool, keep_base: bool = False) -> Back
     )
     if peft_config is not None:
         # As the user wrote it, so that the adapter can be loaded on another machine.
-        peft_config.base_model_name_or_path = base if adapter is None else str(merged_folder(run))
+        written: Any = policy.model
+        name = base if adapter is None else str(merged_folder(run))
+        written.peft_config["default"].base_model_name_or_path = name
     return policy
 
 

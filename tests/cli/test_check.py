@@ -10,6 +10,7 @@ import pytest
 
 from mmft.cli import main
 from tests.cli.support import SETTINGS, write_config
+from tests.reference.rewards import CALLS
 
 
 def test_check_tells_what_would_happen_and_writes_nothing(
@@ -76,3 +77,26 @@ def test_check_finds_what_shows_only_when_it_runs(
     }
     assert main(["check", "--config", write_config(tmp_path, config | settings)]) == 1
     assert problem in capsys.readouterr().out
+
+
+def check(folder: Path, settings: dict[str, Any]) -> int:
+    names = {"model_name_or_path": "mmft/tiny-captioner", "output_dir": str(folder), "reward_weights": None}
+    return main(["check", "--config", write_config(folder, SETTINGS | names | settings)])
+
+
+def test_a_reward_that_breaks_the_protocol_is_remarked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rewards = ["tests.reference.rewards:favours_the_first", "captioning"]
+    assert check(tmp_path, {"reward_funcs": rewards}) == 0, "this run's own data may never show it"
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: reward")]
+    assert notes
+    assert all("'favours_the_first'" in note for note in notes)
+
+
+def test_rewards_that_wait_or_learn_are_not_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rewards = [
+        "tests.reference.rewards:counted",
+        {"name": "composite", "scaling": "z-score", "parts": {"a": "bleu"}},
+    ]
+    assert check(tmp_path, {"reward_funcs": [*rewards, "cider_d"]}) == 0
+    assert "note: reward" not in capsys.readouterr().out
+    assert CALLS == [2], "once for the two completions of the first row"

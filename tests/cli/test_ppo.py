@@ -14,6 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 from mmft.cli import main
+from mmft.cli.loading import load_policy
+from mmft.config import parse_run
 from tests.cli.support import SETTINGS, lines, summary, write_config
 
 
@@ -214,3 +216,10 @@ def test_of_two_processes_one_writes_and_speaks(run_folder: Path, tmp_path: Path
 
 def distributed_environment() -> dict[str, str]:
     return dict(os.environ) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def test_an_adapter_names_its_base_as_the_user_did(tmp_path: Path):
+    settings = SETTINGS | {"model_name_or_path": "mmft/tiny-captioner", "output_dir": str(tmp_path)}
+    run = parse_run("ppo", ["--config", write_config(tmp_path, settings)])
+    policy: Any = load_policy(run, train=True).model
+    assert policy.peft_config["default"].base_model_name_or_path == "mmft/tiny-captioner"
