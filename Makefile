@@ -35,8 +35,9 @@ format: $(STAMP)  ## Put the code into the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Measure a training step beside its peers
+bench: $(STAMP)  ## Measure a training step and the rewards beside their peers
 	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks.rewards
 
 clean:  ## Remove the environment, caches and builds; keep runs/
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
