@@ -34,7 +34,8 @@ class Comparison:
     ties: float | None = None
     losses: float | None = None
     p_value: float | None = None
-    """Of a sign-flip test of no difference: how often chance alone moves the mean as far, either way."""
+    """Of a sign-flip test of no difference: how often chance alone moves the mean as far, either way. None
+    where there is no test: for a corpus score, and for fewer than two rows."""
 
 
 def match_rows(
@@ -121,7 +122,9 @@ def compare_corpus(
     return Comparison(one, other, Estimate(other - one, low, high, num_rows))
 
 
-def _sign_flip(differences: NDArray[np.float64], resampling: Resampling) -> float:
+def _sign_flip(differences: NDArray[np.float64], resampling: Resampling) -> float | None:
+    if len(differences) < 2:
+        return None
     if not np.abs(differences).max() > TIE:
         return 1.0
     tested = stats.permutation_test(

@@ -117,3 +117,11 @@ def test_one_row_has_a_difference_and_no_interval():
     assert found.difference.value == 0.75
     assert math.isnan(found.difference.low)
     assert "an interval needs 2" in str(found.difference.reason)
+
+
+@pytest.mark.parametrize("second", [[0.9], [0.9, None], [0.9, math.inf]])
+def test_one_common_row_has_a_difference_and_no_test(second: list[float | None]):
+    found = compare_rows([0.5, 0.5][: len(second)], second, QUICK)
+    assert found.difference.value == pytest.approx(0.4)
+    assert (found.wins, found.p_value) == (1.0, None)
+    assert "1 rows have a number in both runs" in (found.difference.reason or "")
