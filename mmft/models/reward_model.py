@@ -141,9 +141,10 @@ class RewardHead(nn.Module):
             ConfigError: the ratings are all the same.
         """
         numbers = torch.tensor(ratings, dtype=torch.float64)
-        scale = numbers.std(correction=0)
-        if not scale > 0:
+        # Their deviation from a rounded mean need not be 0 where they are all the same.
+        if bool((numbers == numbers[0]).all()):
             raise ConfigError(f"every `rating` is {numbers[0].item()}; there is nothing to learn from them.")
+        scale = numbers.std(correction=0)
         self.shift.copy_(numbers.mean())
         self.scale.copy_(scale)
 

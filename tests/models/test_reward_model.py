@@ -69,9 +69,11 @@ def test_rewards_come_in_the_unit_of_the_ratings() -> None:
     torch.testing.assert_close(log_variance.exp(), 100 * plain_log_variance.exp())
 
 
-def test_ratings_that_are_all_the_same_have_no_unit() -> None:
-    with pytest.raises(ConfigError, match=r"every `rating` is 3.0; there is nothing to learn"):
-        make_head().set_unit([3.0, 3.0])
+@pytest.mark.parametrize("ratings", [[3.0, 3.0], [0.1] * 3, [1e6 + 0.1] * 7])
+def test_ratings_that_are_all_the_same_have_no_unit(ratings: list[float]) -> None:
+    """Three times 0.1 differ from their rounded mean by 1e-17, which is no unit."""
+    with pytest.raises(ConfigError, match=rf"every `rating` is {ratings[0]}; there is nothing to learn"):
+        make_head().set_unit(ratings)
 
 
 @torch.no_grad()
