@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmft.evaluation.bootstrap import Estimate, Numbers, Resampling
 from mmft.evaluation.compare import Comparison, compare_rows
@@ -119,7 +119,8 @@ def health_warnings(
         before: answers of the policy that training started from, or of another one.
         after: answers of the trained one to the same rows, in the same order.
         watched: names of measures that were not optimised, of which more is better.
-        resampling: chance is ruled out by paired bootstrap intervals at its level.
+        resampling: chance is ruled out by paired bootstrap intervals at its level, which those of the watched
+            measures have together.
     """
     health = reward_health(after, resampling)
     return [
@@ -134,17 +135,25 @@ def _fallen(before: Answers, after: Answers, watched: Sequence[str], resampling:
     reward = compare_rows(before.measures["reward"], after.measures["reward"], resampling)
     if not reward.difference.is_above_zero:
         return []
+    measured = [name for name in watched if name in before.measures and name in after.measures]
+    shared = among(resampling, len(measured))
     sentences = []
-    for name in watched:
-        if name in before.measures and name in after.measures:
-            change = compare_rows(before.measures[name], after.measures[name], resampling)
-            if change.difference.is_below_zero:
-                sentences.append(
-                    f"The optimised reward rose from {reward.first:.3f} to {reward.second:.3f}, while "
-                    f"{name.removeprefix('rewards/')}, which was not optimised, fell from {change.first:.3f} "
-                    f"to {change.second:.3f} ({_interval(change, resampling)}): the reward may be exploited."
-                )
+    for name in measured:
+        change = compare_rows(before.measures[name], after.measures[name], shared)
+        if change.difference.is_below_zero:
+            sentences.append(
+                f"The optimised reward rose from {reward.first:.3f} to {reward.second:.3f}, while "
+                f"{name.removeprefix('rewards/')}, which was not optimised, fell from {change.first:.3f} "
+                f"to {change.second:.3f} ({_interval(change, shared)}): the reward may be exploited."
+            )
     return sentences
+
+
+def among(resampling: Resampling, count: int) -> Resampling:
+    """The level at which `count` intervals hold together (Bonferroni): of many measures that are looked at,
+    one falls by chance sooner than a single one would."""
+    outside = (1 - resampling.confidence_level) / max(count, 1)
+    return replace(resampling, confidence_level=1 - outside)
 
 
 def _length_correlation(after: RewardHealth, before: RewardHealth) -> list[str]:
@@ -196,6 +205,6 @@ def _ended(answers: Answers) -> Sequence[bool]:
 def _interval(change: Comparison, resampling: Resampling) -> str:
     difference = change.difference
     return (
-        f"{resampling.confidence_level:.0%} interval of the change {difference.low:+.3f} to "
+        f"{100 * resampling.confidence_level:.3g}% interval of the change {difference.low:+.3f} to "
         f"{difference.high:+.3f}"
     )
