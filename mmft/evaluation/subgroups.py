@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -91,7 +92,8 @@ def by_group(
         found.append(Group(name, mean, len(known) < min_rows))
         if len(known) >= min_rows:
             values_of[name] = mean.value
-            draws[name] = _drawn(numbers, known, score, resampling.num_resamples, generator)
+            drawn = _drawn(numbers, known, score, resampling.num_resamples, generator)
+            draws[name] = mean.value + (drawn - mean.value) * _spread_of_fresh_rows(len(known))
     if len(draws) < 2:
         return Subgroups(found, None)
     gap = largest_gap(values_of, draws, resampling.confidence_level)
@@ -127,6 +129,11 @@ def largest_gap(values: Mapping[Hashable, float], draws: Mapping[Hashable, Array
     width = float(np.quantile(largest, level) * (shifts[high] - shifts[low]).std())
     gap = values[high] - values[low]
     return Gap(high, low, Estimate(gap, gap - width, gap + width))
+
+
+def _spread_of_fresh_rows(count: int) -> float:
+    """Rows drawn from a group of n vary by (n - 1)/n of the variance of fresh ones, around its own mean."""
+    return math.sqrt(count / (count - 1)) if count > 1 else 1.0
 
 
 def _drawn(

@@ -99,3 +99,14 @@ def test_groups_with_equal_means_have_a_gap_of_zero():
 def test_every_row_needs_a_group():
     with pytest.raises(ValueError, match=r"`groups` must name a group per number \(2\); got 1"):
         by_group([1.0, 2.0], ["x"], QUICK)
+
+
+def test_groups_that_are_just_large_enough_are_not_told_apart_by_chance():
+    """Means of 10 resampled rows vary less than those of 10 fresh ones, which the interval makes up for."""
+    generator = np.random.default_rng(0)
+    covered, trials = 0, 200
+    for _ in range(trials):
+        gap = by_group(generator.normal(size=30), [*range(3)] * 10, QUICK).gap
+        assert gap is not None
+        covered += not gap.difference.is_above_zero
+    assert covered / trials > 0.9
