@@ -16,10 +16,10 @@ AnswerFormat = str | Callable[[str], float | None]
 """`"number"`, `"json"`, a regular expression with a group around the score, or a function of the answer."""
 
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-# A comma may be a decimal one ("8,5"), not one between thousands; "7/10" and "7 out of 10" name the best.
+# A comma may be a decimal one ("8,5"), not one between thousands; "7/10", "7 out of 10", "70%" name the best.
 _NUMBER = (
     r"(?<![\w.,/])(?P<value>[-+]?\d+(?:\.\d+|,\d{1,2})?)(?!\w|[.,]\d)"
-    r"(?:\s*(?:/|out of)\s*(?P<best>\d+(?:\.\d+)?))?"
+    r"(?:\s*(?:/|out of)\s*(?P<best>\d+(?:\.\d+)?)|\s*(?P<percent>%))?"
 )
 _ANY = re.compile(_NUMBER)
 _LABELLED = re.compile(
@@ -115,7 +115,7 @@ class AnswerReader:
         matches = list(_LABELLED.finditer(text)) or list(_ANY.finditer(text))
         if any(_GOES_ON.match(text, match.end()) for match in matches):
             return "conflicting"
-        if any(self._is_on_another_scale(match["best"]) for match in matches):
+        if any(self._is_on_another_scale("100" if match["percent"] else match["best"]) for match in matches):
             return "other_scale"
         # A number that the token limit may have cut ("1" of "10") is none.
         if answer.cut_off and matches and not text[matches[-1].end() :].strip():

@@ -186,7 +186,8 @@ class ChatSession:
         response = await self._client.chat.completions.with_raw_response.create(
             model=body["model"], messages=body["messages"], extra_body=fields
         )
-        return response.text
+        # Not `.text`, which believes the charset of a header; JSON is UTF-8 (RFC 8259, section 8.1).
+        return response.content.decode("utf-8", "replace")
 
     def _failure(self, error: Exception) -> _Failure:
         if isinstance(error, (TimeoutError, openai.APITimeoutError)):
@@ -230,7 +231,7 @@ def _retry_after(error: Exception) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
@@ -247,7 +248,8 @@ def _answer(body: str) -> Answer | NoScore:
     if refusal or reason == "content_filter":
         return NoScore("refusal", f"the judge refused: {refusal or reason!r}")
     if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(text for text in texts if isinstance(text, str))
     if content is not None and not isinstance(content, str):
         return NoScore("malformed", f"the answer's content is {str(content)[:200]!r}")
     # JSON can spell half a character, which neither a file nor a log can hold.

@@ -72,7 +72,8 @@ def test_a_number_is_read(text: str, score: float):
         ("11", "out_of_range"),
         ("-1", "out_of_range"),
         ("Score: -3", "out_of_range"),
-        ("70%", "out_of_range"),
+        ("70%", "other_scale"),
+        ("7%", "other_scale"),
         ("9" * 400, "out_of_range"),
         ("7/5", "other_scale"),
         ("Score: 85/100", "other_scale"),
@@ -94,6 +95,7 @@ def test_a_number_at_the_end_of_a_cut_answer_may_be_half_a_number():
 def test_the_scale_decides_what_is_in_range_and_which_fraction_is_meant():
     assert read("4/5", scale=(1, 5)) == 4
     assert read("85/100", scale=(0, 100)) == 85
+    assert read("70%", scale=(0, 100)) == 70
     assert read("0.25", scale=(0, 1)) == 0.25
     assert read("-0.5", scale=(-1, 1)) == -0.5
     assert read("0", scale=(1, 5)) == "out_of_range"

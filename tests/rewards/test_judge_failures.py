@@ -73,7 +73,12 @@ def test_a_date_in_the_past_asks_for_no_wait():
 
 def test_a_retry_after_that_is_nonsense_is_not_obeyed():
     with serve(
-        in_turn(failure(429, retry_after="soon"), failure(429, retry_after="nan"), chat("7"))
+        in_turn(
+            failure(429, retry_after="soon"),
+            failure(429, retry_after="nan"),
+            failure(429, retry_after="Mon, 01 Jan 2024 00:00:00 +99999999999999999999"),
+            chat("7"),
+        )
     ) as server:
         assert ask(judge(server, max_concurrency=1), ["A dog."]) == [0.7]
 
@@ -166,6 +171,9 @@ def test_a_slow_answer_is_asked_for_again():
         (Reply(b"\xff\xfe7", headers={"Content-Type": "application/octet-stream"}), "malformed"),
         (Reply(b"[" * 100_000, headers=JSON), "malformed"),
         (chat(None), "empty"),
+        (chat([{"text": None}, {"text": {"score": 7}}]), "empty"),
+        (Reply(b"7", headers={"Content-Type": "application/json; charset=utf-16"}), "malformed"),
+        (chat("70%"), "other_scale"),
         (chat(""), "empty"),
         (chat("no idea"), "no_number"),
         (chat("7 or 8"), "conflicting"),
@@ -192,8 +200,9 @@ def test_a_body_that_breaks_off_is_tried_again():
     assert len(server.requests) == 2
 
 
-def test_the_right_json_under_a_wrong_content_type_is_read():
-    with serve(always(Reply(chat("7").body, headers={"Content-Type": "text/html"}))) as server:
+@pytest.mark.parametrize("said", ["text/html", "application/json; charset=base64"])
+def test_the_right_json_under_a_wrong_content_type_is_read(said: str):
+    with serve(always(Reply(chat("7").body, headers={"Content-Type": said}))) as server:
         assert ask(judge(server)) == [0.7] * 3
 
 
