@@ -17,6 +17,8 @@ Reward = Callable[..., Any]
 Values = list[float | None]
 Gather = Callable[[Any], list[Any]]
 """An object of this process to those of all processes; collective, and called once by a `settle`."""
+LARGEST = 3.4028235e38
+"""Trainers keep rewards in single precision; the squares of such numbers are summed without overflow."""
 
 
 def alone(found: Any) -> list[Any]:
@@ -146,7 +148,7 @@ class Parts:
             )
         values = [value.item() if hasattr(value, "item") else value for value in answer]
         for index, value in enumerate(values):
-            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+            if value is not None and not (isinstance(value, Real) and abs(float(value)) <= LARGEST):
                 raise ValueError(
                     f"`{name}` of the {self.owner} reward returned {value!r} for completion {index}. "
                     "Return a finite number, or None for cannot judge."

@@ -14,7 +14,7 @@ import reprlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from threading import Thread
 from typing import Any
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 GRACE = 1.0
 """Seconds an asynchronous reward gets to close its connections after its limit."""
+_ERRORS = (Exception, asyncio.CancelledError)
+"""What a reward may fail with; a cancellation of its own making is no `Exception`."""
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -145,7 +147,7 @@ class Asking:
             return question.check(question.name, returned, batch)
         except _OutOfTime:
             raise
-        except Exception as error:
+        except _ERRORS as error:
             if question.isolation.on_error == "raise":
                 raise self._blame(error) from error
             self._progress.reason = _told(error)
@@ -172,7 +174,7 @@ class Asking:
             try:
                 (values[index],) = question.check(question.name, self._call(one, progress.log), one)
                 masked[index] = False
-            except Exception as error:
+            except _ERRORS as error:
                 progress.reason = f"{_where(self.batch, index)}: {_told(error)}"
         self._warn(masked)
         if any(masked):
@@ -209,15 +211,9 @@ class Asking:
         return Answer(None, RewardLog(), seconds, [False] * len(self.batch), failure)
 
     def _warn(self, masked: list[bool]) -> None:
-        first = [str(key) for key, is_masked in zip(self.batch.keys, masked, strict=True) if is_masked]
-        if first:
-            rows = ", ".join(list(dict.fromkeys(first))[:5])
-            logger.warning(
-                "reward %r: %d of %d samples are masked (rows %s): %s. They have no reward and do not train.",
-                self.question.name, len(first), len(masked), rows, self._progress.reason,
-            )  # fmt: skip
+        _warn(self.question.name, self.batch, masked, self._progress.reason)
 
-    def _blame(self, error: Exception) -> RewardError:
+    def _blame(self, error: BaseException) -> RewardError:
         """Names the row a reward stumbled over, found by asking about one sample at a time."""
         question, batch = self.question, self.batch
         if isinstance(error, RewardError):  # the check of its answer has named the row
@@ -226,7 +222,7 @@ class Asking:
         for index in range(len(batch) if question.divisible and not question.asynchronous else 0):
             try:
                 self._call(batch.only(index), RewardLog())
-            except Exception as alone:
+            except _ERRORS as alone:
                 where = _where(batch, index)
                 return RewardError(f"reward {question.name!r} failed on {where}: {_told(alone)}")
         rows = ", ".join(str(key) for key in dict.fromkeys(batch.keys))
@@ -246,7 +242,31 @@ async def _awaited(awaitable: Any, limit: float | None) -> Any:
         raise
 
 
-def _told(error: Exception) -> str:
+def failed_answer(
+    name: str, error: Exception, batch: RewardBatch, isolation: Isolation, answer: Answer
+) -> Answer:
+    """What becomes of an answer that failed as a whole after it was given, by the error policy."""
+    if isolation.on_error == "raise":
+        rows = ", ".join(str(key) for key in dict.fromkeys(batch.keys))
+        told = f"reward {name!r} failed on rows {rows}: {_told(error)}"
+        failure = error if isinstance(error, RewardError) else RewardError(told)
+        return replace(answer, values=None, failure=failure)
+    masked = [True] * len(batch)
+    _warn(name, batch, masked, _told(error))
+    return replace(answer, values=None, log=RewardLog(), masked=masked)
+
+
+def _warn(name: str, batch: RewardBatch, masked: list[bool], reason: str) -> None:
+    first = [str(key) for key, is_masked in zip(batch.keys, masked, strict=True) if is_masked]
+    if first:
+        rows = ", ".join(list(dict.fromkeys(first))[:5])
+        logger.warning(
+            "reward %r: %d of %d samples are masked (rows %s): %s. They have no reward and do not train.",
+            name, len(first), len(masked), rows, reason,
+        )  # fmt: skip
+
+
+def _told(error: BaseException) -> str:
     return str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}"
 
 

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from mmft.engine.isolation import Answer, Asking, Question, check_numbers, check_token_numbers
+from mmft.engine.isolation import (
+    Answer,
+    Asking,
+    Question,
+    check_numbers,
+    check_token_numbers,
+    failed_answer,
+)
 from mmft.engine.reward_calls import (
     IsolatedReward,
     Isolation,
@@ -50,8 +57,10 @@ class Judgement:
     leave the statistics."""
     token_rewards: list[list[float]] | None
     """Per sample the weighted sum of the dense rewards at each token; None without dense rewards."""
+    failed: Tensor
+    """(N, K) bool: the samples each reward failed on, by error or time limit, under the policy `mask`."""
     masked: dict[str, int]
-    """Per reward the samples it failed on, by error or time limit, under the policy `mask`."""
+    """Their number per reward, where there are any."""
     components: dict[str, list[float]]
     """Its N values per reward, and N per part it logged (`log_extra`) as "reward/part"; NaN for None."""
     metrics: dict[str, float]
@@ -76,6 +85,8 @@ class RewardSuite:
     Attributes:
         gather: exchanges objects between processes, so that all of them stop where one reward fails, and
             rewards with statistics see every sample. Alone by default.
+        left_behind: calls that outlived their limit, by `id` of the reward. Suites that hold the same rewards
+            share it: a call that one of them left behind must not be overtaken by the other.
     """
 
     def __init__(
@@ -111,7 +122,7 @@ class RewardSuite:
         if len(set(self.names)) != len(listed):
             raise ConfigError(f"`names` must be {len(listed)} different names; got {list(self.names)}.")
         self.gather: Gather = lambda obj: [obj]
-        self._left_behind: dict[str, Thread] = {}
+        self.left_behind: dict[int, Thread] = {}
 
     @property
     def is_dense(self) -> bool:
@@ -173,7 +184,10 @@ class RewardSuite:
         questions = [self._question(k, prefixes is not None, discount) for k in range(len(self.names))]
         answers = self._ask(questions, batch)
         self._stop_together(answers)
-        return self._judgement(answers, batch, dense=prefixes is not None, training=training)
+        if any(map(is_two_phase, self.reward_funcs)):
+            answers = [self._settled(k, answer, batch, training) for k, answer in enumerate(answers)]
+            self._stop_together(answers)
+        return self._judgement(answers, batch, dense=prefixes is not None)
 
     def _question(self, k: int, with_prefixes: bool, discount: float) -> Question:
         name, reward, isolation = self.names[k], self.reward_funcs[k], self.isolations[k]
@@ -197,17 +211,17 @@ class RewardSuite:
     def _ask(self, questions: list[Question], batch: RewardBatch) -> list[Answer]:
         # Network calls start first, and the synchronous rewards work while they wait.
         order = sorted(range(len(questions)), key=lambda k: not questions[k].asynchronous)
-        under_way = {k: self._asking(questions[k], batch) for k in order if questions[k].asynchronous}
+        under_way = {k: self._asking(k, questions[k], batch) for k in order if questions[k].asynchronous}
         answers: dict[int, Answer] = {}
         for k in reversed(order):
-            asking = under_way.get(k) or self._asking(questions[k], batch)
+            asking = under_way.get(k) or self._asking(k, questions[k], batch)
             answers[k] = asking.answer()
             if asking.thread is not None and asking.thread.is_alive():
-                self._left_behind[questions[k].name] = asking.thread
+                self.left_behind[id(self.reward_funcs[k])] = asking.thread
         return [answers[k] for k in range(len(questions))]
 
-    def _asking(self, question: Question, batch: RewardBatch) -> Asking:
-        return Asking(question, batch, self._left_behind.pop(question.name, None))
+    def _asking(self, k: int, question: Question, batch: RewardBatch) -> Asking:
+        return Asking(question, batch, self.left_behind.pop(id(self.reward_funcs[k]), None))
 
     def _stop_together(self, answers: list[Answer]) -> None:
         """Raises on every process if a reward failed on one: the others would wait for it forever."""
@@ -219,11 +233,9 @@ class RewardSuite:
             if message is not None:
                 raise RewardError(f"on process {process}: {message}")
 
-    def _judgement(
-        self, answers: list[Answer], batch: RewardBatch, *, dense: bool, training: bool
-    ) -> Judgement:
+    def _judgement(self, answers: list[Answer], batch: RewardBatch, *, dense: bool) -> Judgement:
         weights, count = torch.tensor(self.weights), len(batch)
-        numbers = [self._numbers(k, answers[k], count, dense, training) for k in range(len(answers))]
+        numbers = [self._numbers(k, answers[k], count, dense) for k in range(len(answers))]
         rewards = torch.tensor(numbers, dtype=torch.float32).T.reshape(count, len(numbers))
         pays_tokens = torch.tensor([is_dense(reward) for reward in self.reward_funcs])
         judged, counts = ~rewards.isnan(), weights != 0
@@ -239,6 +251,7 @@ class RewardSuite:
             total=torch.where(valid, total, torch.nan),
             valid=valid,
             token_rewards=self._token_rewards(answers, batch) if dense and self.is_dense else None,
+            failed=failed,
             masked={
                 name: sum(answer.masked)
                 for name, answer in zip(self.names, answers, strict=True)
@@ -250,29 +263,37 @@ class RewardSuite:
             seconds={name: answer.seconds for name, answer in zip(self.names, answers, strict=True)},
         )
 
-    def _numbers(self, k: int, answer: Answer, count: int, dense: bool, training: bool) -> list[float]:
+    def _numbers(self, k: int, answer: Answer, count: int, dense: bool) -> list[float]:
         """One number per sample from whatever kind of answer this is."""
-        reward: Any = self.reward_funcs[k]
-        if is_two_phase(reward):
-            return self._settled(self.names[k], reward, answer, count, training)
-        if dense and is_dense(reward):
+        if dense and is_dense(self.reward_funcs[k]):
             return [math.nan if each is None else math.fsum(each) for each in answer.values]
         values: list[float] = answer.values if answer.values is not None else [math.nan] * count
         return values
 
-    def _settled(self, name: str, reward: Any, answer: Answer, count: int, training: bool) -> list[float]:
-        """The second phase: what each process found becomes numbers that depend on all of them."""
+    def _settled(self, k: int, answer: Answer, batch: RewardBatch, training: bool) -> Answer:
+        """The second phase: what each process found becomes numbers that depend on all of them.
+
+        A process without evidence, or whose `settle` fails, still takes part: the others wait for it."""
+        name, reward = self.names[k], cast(Any, self.reward_funcs[k])
+        if not is_two_phase(reward):
+            return answer
         if answer.values is None:
-            self.gather(None)  # masked here; the other processes still wait for this one
-            return [math.nan] * count
+            self.gather(None)  # masked here
+            return answer
+        is_awaited = True
 
         def gather(found: Any) -> list[Any]:
+            nonlocal is_awaited
+            is_awaited = False
             return [each for each in self.gather(found) if each is not None]
 
-        returned = reward.settle(answer.values, gather=gather, training=training)
-        if len(returned) != count:
-            raise RewardError(f"reward {name!r} settled {len(returned)} rewards for {count} completions.")
-        return [math.nan if value is None else float(value) for value in returned]
+        try:
+            settled = reward.settle(answer.values, gather=gather, training=training)
+            return replace(answer, values=check_numbers(name, settled, batch))
+        except Exception as error:
+            if is_awaited:
+                self.gather(None)
+            return failed_answer(name, error, batch, self.isolations[k], answer)
 
     def _token_rewards(self, answers: list[Answer], batch: RewardBatch) -> list[list[float]]:
         sums = [[0.0] * len(ids) for ids in batch.columns["completion_ids"]]

@@ -37,6 +37,16 @@ def held_out_samples(indices: list[int], judged: Judged) -> list[dict[str, Any]]
     ]
 
 
+def masked_counts(judged: Judged, fresh: int) -> dict[str, int]:
+    """Of the first `fresh` rows, those each reward failed on; the others are repeats, counted elsewhere."""
+    counts = judged.judgement.failed[:fresh].sum(dim=0).tolist()
+    return {
+        f"rewards/{name}/masked": int(count)
+        for name, count in zip(judged.judgement.names, counts, strict=True)
+        if count
+    }
+
+
 def held_out_columns(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
     """One number per sample for every measure, names as in training; None or NaN where it was not judged."""
     columns: dict[str, list[float | None]] = {"reward": [sample["reward"] for sample in samples]}

@@ -31,7 +31,7 @@ from mmft.trainers.callbacks import RewardProgress
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
 from mmft.trainers.experience import Experience, check_saved_rollouts
-from mmft.trainers.held_out import held_out_batches, held_out_means, held_out_samples
+from mmft.trainers.held_out import held_out_batches, held_out_means, held_out_samples, masked_counts
 from mmft.trainers.metric_log import MetricLog
 from mmft.trainers.reward_state import load_reward_state, save_reward_state
 from mmft.trainers.schedule import RolloutPlan, Ticket, ticket_loader
@@ -89,6 +89,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         # Evaluation reports the optimised rewards and the others, the latter with weight 0.
         weights = [*self.reward_suite.weights, *(0.0 for _ in eval_funcs)]
         self.eval_suite = RewardSuite([*reward_funcs, *eval_funcs], weights, isolation=args.isolation())
+        self.eval_suite.left_behind = self.reward_suite.left_behind
         self.experience: Experience | None = None
         self._micro_batches: list[Experience] = []
         self._resume_folder: Path | None = None
@@ -283,8 +284,8 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         process, count = self.accelerator.process_index, self.accelerator.num_processes
         size = self.args.per_device_eval_batch_size
         samples: list[dict[str, Any]] = []
-        log = self.collector.metrics
-        own_log = self.collector.metrics = MetricLog()  # evaluation's seconds are not the training step's
+        log, masked = self.collector.metrics, MetricLog()
+        self.collector.metrics = MetricLog()  # evaluation's seconds are not the training step's
         try:
             for indices, fresh in held_out_batches(len(dataset), size, process, count):
                 judged = self.collector.judge(
@@ -296,11 +297,12 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
                     training=False,
                 )
                 samples += held_out_samples(indices, judged)[:fresh]
+                for name, number in masked_counts(judged, fresh).items():
+                    masked.count(name, number)
         finally:
             self.collector.metrics = log
         self.eval_samples = sorted(gather_object(samples), key=lambda sample: sample["row"])
-        masked = {name: number for name, number in own_log.flush().items() if name.endswith("/masked")}
-        means = held_out_means(self.eval_samples) | masked
+        means = held_out_means(self.eval_samples) | masked.flush()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

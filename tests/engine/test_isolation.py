@@ -162,6 +162,27 @@ def test_a_call_left_behind_is_waited_for_and_never_overtaken():
     assert (sleeper.calls, sleeper.most) == (2, 1)
 
 
+def test_suites_that_share_what_is_left_behind_do_not_overtake_each_other():
+    sleeper = Sleeper(0.6)
+    first = RewardSuite([sleeper], isolation=Isolation(0.2, "mask"))
+    second = RewardSuite([length, sleeper], isolation=Isolation(0.2, "mask"))
+    second.left_behind = first.left_behind
+    assert score(first).masked == {"Sleeper": 4}
+    assert score(second).masked == {"Sleeper": 4}, "the call of the first still runs"
+    assert (sleeper.calls, sleeper.most) == (1, 1)
+    sleeper.wake.set()
+
+
+async def gives_up(completions: list[str], **columns: Any) -> list[float | None]:
+    raise asyncio.CancelledError("lost")
+
+
+def test_a_reward_that_cancels_itself_fails_like_any_other():
+    with pytest.raises(RewardError, match=r"'gives_up' failed on a batch of 4 .* CancelledError: lost"):
+        score(RewardSuite([gives_up]))
+    assert score(RewardSuite([gives_up, length], isolation=MASK)).masked == {"gives_up": 4}
+
+
 def test_what_was_found_before_the_time_was_over_is_kept():
     def slow_alone(completions: list[str], **columns: Any) -> list[float | None]:
         if len(completions) > 1:
@@ -251,6 +272,8 @@ def test_an_isolated_reward_is_the_reward_otherwise():
     [
         ({"time_limit": 0.0}, "`time_limit` must be > 0 seconds or None; got 0.0"),
         ({"time_limit": math.nan}, "`time_limit` must be > 0"),
+        ({"time_limit": math.inf}, "got inf"),
+        ({"time_limit": "1e2"}, "got '1e2'. Write a plain number"),
         ({"on_error": "ignore"}, "`on_error` must be 'raise' or 'mask'; got 'ignore'"),
     ],
 )
@@ -317,7 +340,47 @@ def test_a_process_without_evidence_still_takes_part():
     judgement = suite.score([row(0, how="fail")], [["a", "b"]])
     assert judgement.masked == {"Centred": 2}
     assert judgement.total.isnan().all()
-    assert gathered == [None, None], "one about errors, one in place of the evidence"
+    assert gathered == [None, None, None], "about errors, in place of the evidence, about errors again"
+
+
+class Unsettled(Centred):
+    """Fails in its second phase, before or after the processes met."""
+
+    def __init__(self, *, meets: bool) -> None:
+        super().__init__()
+        self.meets = meets
+
+    def settle(self, evidence: list[float], *, gather: Any, training: bool) -> list[float | None]:
+        if self.meets:
+            gather(evidence)
+        raise OverflowError("too large")
+
+
+@pytest.mark.parametrize("meets", [False, True])
+def test_a_reward_that_fails_in_its_second_phase_keeps_nobody_waiting(meets: bool):
+    gathered: list[Any] = []
+    suite = RewardSuite([Unsettled(meets=meets)])
+    suite.gather = lambda obj: (gathered.append(obj), [obj])[1]
+    with pytest.raises(RewardError, match=r"'Unsettled' failed on rows .* too large"):
+        score(suite)
+    assert len(gathered) == 3
+    assert "too large" in gathered[-1]
+
+
+def test_a_failing_second_phase_is_masked_and_counted(caplog: pytest.LogCaptureFixture):
+    judgement = score(RewardSuite([Unsettled(meets=True), length], isolation=MASK))
+    assert judgement.masked == {"Unsettled": 4}
+    assert judgement.total.isnan().all()
+    assert "too large" in caplog.text
+
+
+def test_what_is_settled_must_be_finite():
+    class Endless(Centred):
+        def settle(self, evidence: list[float], *, gather: Any, training: bool) -> list[float | None]:
+            return [math.inf for _ in gather(evidence)[0]]
+
+    with pytest.raises(RewardError, match="reward 'Endless' returned inf for row"):
+        score(RewardSuite([Endless()]))
 
 
 class PerToken:

@@ -339,6 +339,7 @@ def test_parts_with_statistics_over_processes_are_refused():
         ("ab", "returned 'ab'; return a number or None each"),
         ([1.0, math.nan], "returned nan for completion 1. Return a finite number, or None"),
         ([math.inf, 1.0], "returned inf for completion 0"),
+        ([1e200, 1.0], r"returned 1e\+200 for completion 0"),  # whose square is infinite
         (["x", 1.0], "returned 'x' for completion 0"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,37 @@ def test_masked_held_out_samples_are_counted_and_left_out(tmp_path: Path):
     assert [sample["reward"] == sample["reward"] for sample in trainer.eval_samples] == [True, False] + 3 * [
         True
     ]
+
+
+def test_a_masked_row_that_fills_up_the_last_batch_is_counted_once(tmp_path: Path):
+    settings: dict[str, Any] = {"reward_on_error": "mask", "per_device_eval_batch_size": 2}
+    rows = [dict(row) | {"number": 1 - number} for number, row in enumerate(make_rows(3))]
+    trainer = make_trainer(tmp_path, rewards=fails_on_row_1, eval_rows=rows, **settings)
+    assert trainer.evaluate()["eval_rewards/fails_on_row_1/masked"] == 1.0
+
+
+def test_a_call_that_training_left_behind_is_not_overtaken_by_evaluation(tmp_path: Path):
+    at_once: list[int] = []
+    end = threading.Event()
+
+    def slow(prompts: list[Any], **columns: Any) -> list[float | None]:
+        at_once.append(len(at_once) + 1)
+        end.wait(20)
+        return [1.0] * len(prompts)
+
+    trainer = make_trainer(
+        tmp_path,
+        rewards=slow,
+        rows=make_rows(4),
+        eval_rows=make_rows(2),
+        reward_on_error="mask",
+        reward_time_limit=0.2,
+    )
+    trainer.collect(0)
+    metrics = trainer.evaluate()
+    end.set()
+    assert at_once == [1], "the call of training still runs"
+    assert metrics["eval_rewards/slow/masked"] == 2.0
 
 
 def test_masked_samples_of_training_are_logged_and_train_nothing(tmp_path: Path):
