@@ -172,13 +172,20 @@ def _imported(path: str, name: str) -> Any:
             " Your own is written `my_module:my_reward`, one of TRL's `trl:think_format_reward`."
         )
     module = _module(module_name, name)
-    if not hasattr(module, attribute):
+    if not _has(module, attribute, name):
         offered = [known for known in dir(module) if not known.startswith("_")]
         raise ConfigError(
             f"`reward_funcs` names {name!r}; {module_name} ({getattr(module, '__file__', 'a package')}) has "
             f"no {attribute!r}. {_suggestion(attribute, offered)}"
         )
     return getattr(module, attribute)
+
+
+def _has(module: Any, attribute: str, name: str) -> bool:
+    try:
+        return hasattr(module, attribute)
+    except ImportError as error:  # a package that loads its names on first use, and lacks what one needs
+        raise ConfigError(f"`reward_funcs` names {name!r}: {error}") from error
 
 
 def _module(module_name: str, name: str) -> Any:
@@ -215,7 +222,8 @@ def _made(found: Any, name: str, arguments: dict[str, Any]) -> RewardFunction:
 def _constructed(found: Callable[..., Any], name: str, arguments: dict[str, Any]) -> RewardFunction:
     try:
         reward = found(**arguments)
-    except (TypeError, ValueError) as error:
+    # An argument of a wrong type shows as AttributeError too, a file that is not there as OSError.
+    except (TypeError, ValueError, AttributeError, OSError) as error:
         raise ConfigError(f"reward {name!r} cannot be made from {arguments}: {error}") from error
     if not callable(reward):
         raise ConfigError(

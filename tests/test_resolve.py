@@ -213,6 +213,8 @@ def test_own_rewards_come_from_the_current_folder():
             {"name": "captioning", "alfa": 1.0},
             r"reward 'captioning' has no argument 'alfa'. Did you mean 'alpha'\?",
         ),
+        ({"name": "composite", "parts": ["bleu"]}, r"reward 'composite' cannot be made from .*'bleu'"),
+        ({"name": "cider_d", "document_frequencies": "/none.json"}, r"cannot be made from .*No such file"),
         ({"name": "captioning", "alpha": -1.0}, r"cannot be made from {'alpha': -1.0}: `alpha` must be"),
         ({"name": "own_rewards:brevity", "lmit": 1}, r"has no argument 'lmit'. Did you mean 'limit'\?"),
         ({"alpha": 1.0}, r"a reward is a name, or a mapping with `name` and arguments; got {'alpha': 1.0}"),
@@ -224,6 +226,14 @@ def test_own_rewards_come_from_the_current_folder():
 def test_what_cannot_be_resolved_is_named(spec: Any, message: str):
     with pytest.raises(ConfigError, match=message):
         resolve_reward(spec)
+
+
+def test_a_package_that_a_reward_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "rewards.judge", raising=False)
+    monkeypatch.delitem(sys.modules, "rewards.judging_endpoint", raising=False)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ConfigError, match="names 'judge': the judge reward needs the `openai` package"):
+        resolve_reward("judge")
 
 
 def test_message_form_hands_on_prompts_and_columns():

@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import TIMEOUT_MAX
 from typing import Any
 
 from mmft.errors import ConfigError
@@ -27,8 +28,12 @@ class Isolation:
     """`raise` stops the run, on all processes; `mask` leaves the samples out, counts and logs them."""
 
     def __post_init__(self) -> None:
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise ConfigError(f"`time_limit` must be > 0 seconds or None; got {self.time_limit}.")
+        limit = self.time_limit
+        if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit <= TIMEOUT_MAX):
+            raise ConfigError(
+                f"`time_limit` must be > 0 seconds or None; got {limit!r}. Write a plain number, such as 60 "
+                "(YAML reads 1e2 as text)."
+            )
         if self.on_error not in POLICIES:
             raise ConfigError(f"`on_error` must be 'raise' or 'mask'; got {self.on_error!r}.")
 
