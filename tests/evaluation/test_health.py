@@ -163,7 +163,9 @@ def test_the_more_measures_are_watched_the_surer_a_fall_must_be():
     alarms = 0
     for _ in range(20):
         before, after = (
-            answers(SHORT * 3, [*rng.normal(shift, 0.1, 36)], **{name: [*rng.normal(size=36)] for name in names})
+            answers(
+                SHORT * 3, [*rng.normal(shift, 0.1, 36)], **{name: [*rng.normal(size=36)] for name in names}
+            )
             for shift in (0.0, 1.0)
         )
         alarms += any("which was not optimised" in sentence for sentence in warned(before, after, *names))
