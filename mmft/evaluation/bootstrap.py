@@ -132,7 +132,7 @@ def interval(
         "confidence_level": resampling.confidence_level,
         "paired": True,
         "vectorized": vectorized,
-        "batch": max(1, BATCH_NUMBERS // rows) if vectorized else None,
+        "batch": max(1, BATCH_NUMBERS // rows),
         "rng": resampling.generator(),
         "method": "BCa" if bca and rows <= BCA_ROWS else "percentile",
     }

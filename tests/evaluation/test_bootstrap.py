@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mmft.errors import ConfigError
+from mmft.evaluation import bootstrap
 from mmft.evaluation.bootstrap import (
     Estimate,
     Resampling,
@@ -122,3 +124,25 @@ def test_truth_counts_as_one():
 def test_impossible_settings_are_refused(settings: dict[str, float], message: str):
     with pytest.raises(ConfigError, match=message):
         Resampling(**settings)
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_resamples_are_drawn_in_batches_that_fit_into_memory(
+    vectorized: bool, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[int] = []
+    original = bootstrap.stats.bootstrap
+
+    def watched(samples: tuple[np.ndarray, ...], *args: Any, **options: Any) -> Any:
+        drawn.append(options["batch"] * len(samples[0]))
+        return original(samples, *args, **options)
+
+    def mean(values: np.ndarray, axis: int = -1) -> Any:
+        return values.mean(axis)
+
+    values = np.random.default_rng(0).normal(size=50)
+    at_once = interval(mean, (values,), QUICK, vectorized=vectorized)
+    monkeypatch.setattr(bootstrap.stats, "bootstrap", watched)
+    monkeypatch.setattr(bootstrap, "BATCH_NUMBERS", 1000)
+    assert interval(mean, (values,), QUICK, vectorized=vectorized) == pytest.approx(at_once)
+    assert drawn == [1000]
