@@ -57,6 +57,8 @@ class Task:
     numbers: dict[str, list[float | None]]
     other: OtherRun | None
     resampling: Resampling
+    known: tuple[Evaluation, dict[str, Any]] | None = None
+    """The other run's answers and their whole record, where they come from a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def run(config: RunConfig) -> int:
     answered = answer(config, task, with_states=config.script.correlate_state)
     other, notes = other_answers(task)
     if is_main_process():
-        target = Path(config.script.output_file or Path(config.training.output_dir) / EVALUATION_FILE)
+        target = output_file(config)
         report = measure(task, answered, other, notes)
         write_json(target, record(task, report))
         show(task, report, target)
@@ -113,10 +115,14 @@ def prepare(config: RunConfig) -> Task:
 
     Raises:
         ConfigError: nothing is measured, or a setting does not fit the data.
+        DataError: the answers to compare with are about other rows.
     """
     script = config.script
+    if output_file(config).is_dir():
+        raise ConfigError(f"`output_file` {str(script.output_file)!r} is a folder; name a file in it.")
     rewards = load_judges(script)
     rows = split_to_score(script)
+    other = find_other(config)
     return Task(
         config=config,
         rows=rows,
@@ -124,9 +130,15 @@ def prepare(config: RunConfig) -> Task:
         metrics=load_metrics(script.metrics, rows),
         groups=group_columns(script, rows),
         numbers=number_columns(script, rows),
-        other=find_other(config),
+        other=other,
         resampling=script.resampling(config.training.seed),
+        known=read_answers(other.file, row_records(rows)) if other is not None and other.file else None,
     )
+
+
+def output_file(config: RunConfig) -> Path:
+    """Where the result goes."""
+    return Path(config.script.output_file or Path(config.training.output_dir) / EVALUATION_FILE)
 
 
 def load_judges(script: ScriptConfig) -> Rewards:
@@ -202,8 +214,8 @@ def other_answers(task: Task) -> tuple[Evaluation | None, list[str]]:
     """The other run's answers to the same rows, and what makes the two hard to compare; collective."""
     if task.other is None:
         return None, []
-    if task.other.file is not None:
-        evaluation, found = read_answers(task.other.file, row_records(task.rows))
+    if task.known is not None:
+        evaluation, found = task.known
         return evaluation, differing_settings(settings(task.config), found)
     gc.collect()  # the first model goes before the second comes
     return answer(task.other.config, task).evaluation, []

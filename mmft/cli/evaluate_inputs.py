@@ -65,7 +65,23 @@ def load_metrics(specs: Sequence[Any], rows: PromptDataset) -> Metrics:
                 f"`metrics` names {name!r}, which needs `{METRICS[name].needs}`; the split {rows.name!r} has "
                 f"none. It has {', '.join(column_names(rows))}; `rename_columns` gives a column another name."
             )
+    _try_on_nothing(options, columns)
     return Metrics(options, columns)
+
+
+def _try_on_nothing(options: Mapping[str, dict[str, Any]], columns: Mapping[str, list[Any] | None]) -> None:
+    """Metrics of text judge an empty answer to one row: what is wrong with an argument shows at once.
+
+    Raises:
+        ConfigError: an argument has a value that the metric cannot use.
+    """
+    texts = next((each for each in columns.get("references") or [] if each is not None), None)
+    for name, arguments in options.items():
+        if METRICS[name].needs == "references":
+            try:
+                corpus_metrics([name], [""], [texts], options={name: arguments})
+            except (ValueError, OSError) as error:
+                raise ConfigError(f"`metrics`: {name}: {error}") from error
 
 
 def _metric(spec: Any) -> tuple[str, dict[str, Any]]:

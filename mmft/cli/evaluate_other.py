@@ -108,7 +108,7 @@ def read_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[Evaluat
     except (ValueError, UnicodeDecodeError) as error:
         raise ConfigError(f"`compare_with` {path} is no JSON: {error}") from error
     samples = record.get("samples") if isinstance(record, dict) else None
-    if not samples or any(name not in sample for sample in samples for name in SAMPLE_FIELDS):
+    if not isinstance(samples, list) or not samples or not all(map(_is_answer, samples)):
         raise ConfigError(
             f"`compare_with` {path} is no evaluation.json of `mmft evaluate`: it lacks `samples` with "
             f"{', '.join(SAMPLE_FIELDS)}."
@@ -123,6 +123,17 @@ def read_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[Evaluat
                 "the same dataset."
             )
     return Evaluation(held_out_means(ordered), ordered), record
+
+
+def _is_answer(sample: Any) -> bool:
+    """Whether that is one of the samples of `evaluate`, rather than a record of another kind."""
+    return (
+        isinstance(sample, dict)
+        and all(name in sample for name in SAMPLE_FIELDS)
+        and isinstance(sample["key"], list)
+        and isinstance(sample["completion"], str)
+        and isinstance(sample["rewards"], dict)
+    )
 
 
 def differing_settings(mine: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from mmft.engine.judging import RewardSuite
 from tests.cli.support import SETTINGS, refusal, summary, write_config
 
 ROWS = 12
+RECIPES = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,10 @@ def test_a_file_about_other_rows_is_refused(evaluate, tmp_path: Path, capsys: py
         ({"correlate_with": ["colour"]}, "`correlate_with: colour`: row 0 of 'train' holds 'red', which"),
         ({"metrics": ["rouge"]}, "`metrics` names 'rouge', which is none. Did you mean 'rouge_l'?"),
         ({"metrics": [{"name": "bleu", "smoothin": "exp"}]}, "'smoothin'. Did you mean 'smoothing'?"),
+        ({"metrics": [{"name": "bleu", "tokenize": "14a"}]}, "`metrics`: bleu: `tokenize` must be"),
+        ({"metrics": [{"name": "cider_d", "document_frequencies": "no.json"}]}, "No such file or directory"),
+        ({"output_file": str(RECIPES)}, "configs' is a folder; name a file in it"),
+        ({"compare_with": str(RECIPES / "quickstart.yaml")}, "configs/quickstart.yaml is no JSON"),
         ({"compare_with": "base"}, "`compare_with: base` leaves the adapter out"),
         ({"compare_with": "bse"}, "`compare_with` 'bse' is no file or folder. Did you mean 'base'?"),
         ({"confidence_level": 95}, "`confidence_level` must lie between 0 and 1; got 95"),
@@ -286,3 +291,20 @@ def test_rewards_get_the_state_of_the_run_and_else_the_training_rows(model_folde
     (tmp_path / "rewards.json").write_text(json.dumps({"remembering": {"seen": ["of the run"]}}))
     ready_rewards(config, RewardSuite(restored, names=["remembering"]))
     assert restored.seen == ["of the run"]
+
+
+@pytest.mark.parametrize(
+    "samples", [5, {"a": 1}, [], [1, 2], [{}], [{"key": 3}], [{"completion": None}], [{"rewards": None}]]
+)
+def test_a_file_of_another_kind_is_no_answer_to_compare_with(
+    samples: Any, evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr("mmft.cli.evaluate.load_policy", lambda *args, **kwargs: pytest.fail("loaded"))
+    whole = {"key": ["train", 0], "completion": "", "tokens": 1, "ended": True, "reward": 1, "rewards": {}}
+    if isinstance(samples, list) and samples and samples[0]:
+        samples = [whole | each if isinstance(each, dict) else each for each in samples]
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps({"samples": samples}))
+    said = refusal(capsys, evaluate(metrics=["rouge_l"], compare_with=str(path)))
+    assert "is no evaluation.json of `mmft evaluate`" in said
