@@ -81,7 +81,7 @@ class LearnedReward:
 
     def _check(self, spec: RewardModelSpec) -> None:
         for name, least in (("penalty", 0), ("mc_samples", 0), ("feature_cache_mb", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # NaN is no number either
                 raise ConfigError(f"`{name}` must be >= {least}; got {getattr(self, name)}.")
         if self.uncertainty not in VARIANCES:
             raise ConfigError(
@@ -107,6 +107,8 @@ class LearnedReward:
         self, prompts: Sequence[Prompt], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
         """One reward per completion; logs mean, std and its parts where the caller offers `log_extra`."""
+        if not completions:
+            return []
         estimate = self.estimate(prompts, completions, **columns)
         std = estimate.variance(self.uncertainty).sqrt()
         log_extra = columns.get("log_extra")

@@ -172,6 +172,7 @@ def test_its_weights_are_no_part_of_anything_and_never_train(folder: Path) -> No
     ("settings", "message"),
     [
         ({"penalty": -1.0}, "`penalty` must be >= 0; got -1.0"),
+        ({"penalty": float("nan")}, "`penalty` must be >= 0; got nan"),
         ({"batch_size": 0}, "`batch_size` must be >= 1; got 0"),
         ({"mc_samples": -1}, "`mc_samples` must be >= 0; got -1"),
         ({"uncertainty": "all"}, "`uncertainty` must be one of total, epistemic, aleatoric; got 'all'"),
@@ -198,3 +199,7 @@ def test_a_penalty_without_a_variance_is_refused(
     with pytest.raises(ConfigError, match=f"needs {settings['uncertainty']} variance, and there is none"):
         LearnedReward(tmp_path, penalty=1.0, **settings)
     LearnedReward(tmp_path, penalty=0.0, **settings)
+
+
+def test_no_completions_have_no_rewards(folder: Path) -> None:
+    assert LearnedReward(folder)(prompts=[], completions=[], images=[]) == []
