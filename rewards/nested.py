@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Real
@@ -36,6 +37,26 @@ def is_async(reward: Reward) -> bool:
 def is_two_phase(reward: Reward) -> bool:
     """Whether the reward needs evidence from all processes (`evidence`, `settle`)."""
     return hasattr(reward, "evidence") and hasattr(reward, "settle")
+
+
+def _as_here(work: Callable[[], Any]) -> Callable[[], Any]:
+    """`work` for another thread, with the grad mode and the current GPU of this one.
+
+    Both belong to a thread. Where torch is not loaded there is nothing to hand over, nor a reason to load it.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return work
+    grad = torch.is_grad_enabled()
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def work_as_here() -> Any:
+        if device is not None:
+            torch.cuda.set_device(device)
+        with torch.set_grad_enabled(grad):
+            return work()
+
+    return work_as_here
 
 
 class Parts:
@@ -101,7 +122,7 @@ class Parts:
             return {name: self._ask(name, prompts, completions, columns) for name in others}
 
         found, *answers = await asyncio.gather(
-            asyncio.to_thread(work), *(self._wait(name, prompts, completions, columns) for name in waiting)
+            asyncio.to_thread(_as_here(work)), *(self._wait(name, prompts, completions, columns) for name in waiting)
         )
         return found | dict(zip(waiting, answers, strict=True))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rewards import CompositeReward, ShapedReward, bleu_reward
 from rewards.captioning import CaptioningReward
@@ -294,6 +295,23 @@ def test_parts_that_wait_do_so_at_the_same_time_while_others_work():
         return await CompositeReward({"work": worker, "first": first, "second": second})(None, ["x"])
 
     assert asyncio.run(score()) == [3.0]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_parts_that_work_while_others_wait_find_the_grad_mode_of_the_caller(grad: bool):
+    found: list[bool] = []
+
+    def looks(prompts: Any, completions: list[str], **columns: Any) -> list[float]:
+        found.append(torch.is_grad_enabled())
+        return [0.0] * len(completions)
+
+    async def waits(prompts: Any, completions: list[str], **columns: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    reward = CompositeReward({"looks": looks, "waits": waits})
+    with torch.set_grad_enabled(grad):
+        asyncio.run(reward(None, ["x"]))
+    assert found == [grad]
 
 
 def test_copies_are_independent():
