@@ -122,7 +122,8 @@ class Parts:
             return {name: self._ask(name, prompts, completions, columns) for name in others}
 
         found, *answers = await asyncio.gather(
-            asyncio.to_thread(_as_here(work)), *(self._wait(name, prompts, completions, columns) for name in waiting)
+            asyncio.to_thread(_as_here(work)),
+            *(self._wait(name, prompts, completions, columns) for name in waiting),
         )
         return found | dict(zip(waiting, answers, strict=True))
 
