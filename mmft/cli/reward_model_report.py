@@ -24,7 +24,7 @@ from mmft.report.record import (
     write_json,
     write_json_lines,
 )
-from mmft.report.reward_model_card import GroupChange, RewardModelFacts, reward_model_card
+from mmft.report.reward_model_card import GroupChange, RewardModelFacts, reward_entry, reward_model_card
 from mmft.trainers.callbacks import METRICS_FILE, SAMPLES_FILE
 from mmft.trainers.reward_model import RewardModelTrainer
 
@@ -73,7 +73,7 @@ def report(
         if groups:
             say("\n" + group_table(str(config.script.group_column), groups))
         say("\n" + "\n".join(story(outcome.after.samples, records, config.script.num_samples)))
-    say("\n" + closing(folder, summary))
+    say("\n" + closing(folder, summary, reward_entry(str(folder), config.resolved())))
 
 
 def summarize(trainer: RewardModelTrainer, outcome: Outcome, groups: Sequence[GroupChange]) -> dict[str, Any]:
@@ -214,13 +214,13 @@ def _said(sample: Sample, record: Mapping[str, Any]) -> str:
     return said_lines(record["key"], answers)
 
 
-def closing(folder: Path, summary: Mapping[str, Any]) -> str:
+def closing(folder: Path, summary: Mapping[str, Any], entry: str) -> str:
     """How long it took, where everything is and how to go on."""
     files = (SUMMARY_FILE, METRICS_FILE, CONFIG_FILE, "README.md")
     return (
         f"{summary['steps']} steps in {summary['wall_seconds']:.0f} s\n"
         f"{folder}/ holds the reward model and {', '.join(files)}\n"
-        f"as a reward: `reward_funcs: [{{name: reward_model, path: {folder}, penalty: 1.0}}]`"
+        f"as a reward: `reward_funcs: [{entry}]`"
     )
 
 

@@ -30,7 +30,7 @@ In the config of `mmft ppo` or `mmft evaluate`:
 
 ```yaml
 reward_funcs:
-  - {{name: reward_model, path: {folder}, penalty: 1.0}}   # mean - 1.0 * standard deviation
+  - {entry}
 ```
 
 In Python, in the reward protocol of TRL's trainers too:
@@ -43,7 +43,7 @@ reward(prompts=[prompt], completions=[text], images=[[picture]])
 ```
 
 It knows completions like those it was trained on. A policy that is trained on it for long leaves them: look
-at the completions, report a measure that is not optimised (`eval_funcs`), and use `penalty`.
+at the completions, report a measure that is not optimised (`eval_funcs`){penalty}.
 
 ## Made with
 
@@ -94,11 +94,23 @@ def reward_model_card(facts: RewardModelFacts) -> str:
         dataset=facts.dataset,
         learned=facts.learned,
         folder=facts.folder,
+        entry=reward_entry(facts.folder, facts.settings),
+        penalty=", and use `penalty` (mean - k * standard deviation)" if is_unsure(facts.settings) else "",
         results=_results(facts),
         groups=_groups(facts),
         settings="\n".join(f"- {name}: {facts.settings[name]}" for name in shown),
         versions="\n".join(f"- {name} {version}" for name, version in facts.versions.items()),
     )
+
+
+def reward_entry(folder: str, settings: Mapping[str, Any]) -> str:
+    """The model as one of `reward_funcs`; with a penalty where it has a variance to act on."""
+    return f"{{name: reward_model, path: {folder}{', penalty: 1.0' * is_unsure(settings)}}}"
+
+
+def is_unsure(settings: Mapping[str, Any]) -> bool:
+    """Whether such a model has a variance, by dropout or stated."""
+    return bool(settings.get("dropout")) or settings.get("loss_type") == "heteroscedastic"
 
 
 def _results(facts: RewardModelFacts) -> str:

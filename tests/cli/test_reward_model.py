@@ -221,6 +221,17 @@ def test_shares_of_true_facts_are_ratings_too(
     assert "nearest half:" in capsys.readouterr().out
 
 
+def test_a_model_without_a_variance_is_not_advised_a_penalty(
+    model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["reward-model", *config(tmp_path, model_name_or_path=model_folder, dropout=0.0)]) == 0
+    entry = f"{{name: reward_model, path: {tmp_path / 'run'}}}"
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert entry in capsys.readouterr().out
+    assert entry in card
+    assert "penalty" not in card
+
+
 def test_a_run_without_held_out_rows_trains_and_says_so(model_folder: str, tmp_path: Path):
     settings = {"eval_split": None, "max_eval_rows": None, "group_column": None}
     assert main(["reward-model", *config(tmp_path, model_name_or_path=model_folder, **settings)]) == 0
