@@ -112,6 +112,12 @@ def test_nothing_is_written_outside_a_cache_that_was_asked_for(
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("module", [Bleu, RougeL, CiderD])
+def test_no_rows_are_refused_by_name(module: type):
+    with pytest.raises(ValueError, match=f"`{module().measure}` has no row to judge"):
+        module().compute(predictions=[], references=[])
+
+
 def test_settings_at_compute_are_refused():
     with pytest.raises(ValueError, match=r"`compute` takes no tokenize. Settings go to the constructor"):
         Bleu().compute(**ROWS, tokenize="none")

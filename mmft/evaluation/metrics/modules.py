@@ -86,6 +86,8 @@ class _CaptionMetric(evaluate.Metric):
     ) -> dict[str, Any]:
         if others:
             raise ValueError(f"`compute` takes no {', '.join(others)}. Settings go to the constructor.")
+        if not len(predictions):
+            raise ValueError(f"`{self.measure}` has no row to judge; give `predictions`.")
         # `combine` hands every module every input; a module on texts passes over the images.
         columns = [references] if "images" not in self._features else [references, images]
         found = self._compute_measure(predictions, *columns)
