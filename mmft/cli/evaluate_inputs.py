@@ -143,7 +143,8 @@ def _groups(name: str, values: list[Any], rows: PromptDataset) -> list[Hashable]
                 f"`by: {name}`: row {index} of {rows.name!r} holds {value!r:.60}; give a column of words or "
                 "numbers, one per row."
             )
-    groups = [NO_GROUP if value is None else value for value in values]
+    # NaN, as tables write a missing number, equals nothing, itself included.
+    groups = [NO_GROUP if value is None or value != value else value for value in values]
     if len(set(groups)) > MAX_GROUPS:
         raise ConfigError(
             f"`by: {name}`: the column has {len(set(groups))} different values for {len(groups)} rows; give "

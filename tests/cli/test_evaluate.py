@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import yaml
 
 from mmft.cli import main
 from mmft.cli.evaluate import ready_rewards
+from mmft.cli.evaluate_inputs import NO_GROUP, group_columns
 from mmft.config import parse_run
+from mmft.data.rows import PromptDataset
 from mmft.engine.judging import RewardSuite
+from mmft.evaluation.settings import EvaluationSettings
 from tests.cli.support import SETTINGS, refusal, summary, write_config
 
 ROWS = 12
@@ -308,3 +312,9 @@ def test_a_file_of_another_kind_is_no_answer_to_compare_with(
     path.write_text(json.dumps({"samples": samples}))
     said = refusal(capsys, evaluate(metrics=["rouge_l"], compare_with=str(path)))
     assert "is no evaluation.json of `mmft evaluate`" in said
+
+
+def test_rows_without_a_group_are_one_group():
+    rows = PromptDataset([{"prompt": "?", "size": size} for size in (1.5, math.nan, None, math.nan)])
+    settings = EvaluationSettings(by=["size"])
+    assert group_columns(settings, rows) == {"size": [1.5, NO_GROUP, NO_GROUP, NO_GROUP]}
