@@ -33,7 +33,7 @@ from mmft.trainers.config import OnlineConfig
 from mmft.trainers.experience import Experience, check_saved_rollouts
 from mmft.trainers.held_out import held_out_batches, held_out_means, held_out_samples, masked_counts
 from mmft.trainers.metric_log import MetricLog
-from mmft.trainers.reward_state import load_reward_state, save_reward_state
+from mmft.trainers.reward_state import check_reward_state, load_reward_state, save_reward_state
 from mmft.trainers.schedule import RolloutPlan, Ticket, ticket_loader
 from mmft.types import RewardFunction
 
@@ -135,6 +135,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
                 suite.gather = lambda obj: gather_object([obj])
         if self.train_dataset is not None:
             self.eval_suite.prepare(self.train_dataset.column)  # it holds the optimised rewards too
+        check_reward_state(self.eval_suite)
 
     @classmethod
     def needs_reference(cls, args: OnlineConfig) -> bool:

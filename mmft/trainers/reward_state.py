@@ -12,6 +12,22 @@ from mmft.errors import ConfigError
 REWARDS_FILE = "rewards.json"
 
 
+def check_reward_state(suite: RewardSuite) -> None:
+    """Finds out before training, not at its first checkpoint, what cannot be saved.
+
+    Raises:
+        ConfigError: a state is not made of what JSON knows; a `torch.nn.Module` as a reward has such a one.
+    """
+    for name, state in suite.state_dict().items():
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the `state_dict` of the reward {name!r} cannot be saved as JSON: {error}. Keep plain "
+                "numbers, strings, lists and mappings; a module that learns nothing is better called by a function."
+            ) from error
+
+
 def save_reward_state(suite: RewardSuite, folder: str | os.PathLike[str]) -> None:
     """Writes the state of every reward that keeps one, by name; no file without any."""
     state = suite.state_dict()

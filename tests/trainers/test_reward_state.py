@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmft.errors import ConfigError, RewardError
 from mmft.trainers.reward_state import REWARDS_FILE
@@ -85,6 +86,15 @@ def test_a_checkpoint_of_other_rewards_is_refused(tmp_path: Path):
     other = make_trainer(tmp_path / "other", rewards=scaled(), **SAVING)
     with pytest.raises(ConfigError, match="holds nothing for the reward 'composite'"):
         other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+
+
+def test_a_state_that_json_does_not_know_is_refused_before_training(tmp_path: Path):
+    class Module(torch.nn.Linear):
+        def forward(self, prompts: list[Any], **columns: Any) -> list[float | None]:  # type: ignore[override]
+            return [0.0] * len(prompts)
+
+    with pytest.raises(ConfigError, match="`state_dict` of the reward 'Module' cannot be saved as JSON"):
+        make_trainer(tmp_path, rewards=Module(1, 1))
 
 
 def test_held_out_rows_do_not_move_the_statistics_of_training(tmp_path: Path):
