@@ -18,7 +18,7 @@ from mmft.evaluation.correlation import pearson_estimate
 LENGTH_CORRELATION = 0.8
 """Beyond it, length alone tells two thirds of the reward."""
 MIN_ROWS = 10
-"""Of a correlation that is warned about."""
+"""Of a correlation, or of a fall beside a rise, that is warned about: an interval of fewer is too short."""
 LENGTH_GROWTH = 2.5
 """Completions so many times as long as before have exploded."""
 NOTABLE_RISE = 0.05
@@ -140,7 +140,7 @@ def _fallen(before: Answers, after: Answers, watched: Sequence[str], resampling:
     sentences = []
     for name in measured:
         change = compare_rows(before.measures[name], after.measures[name], shared)
-        if change.difference.is_below_zero:
+        if change.difference.is_below_zero and change.difference.count >= MIN_ROWS:
             sentences.append(
                 f"The optimised reward rose from {reward.first:.3f} to {reward.second:.3f}, while "
                 f"{name.removeprefix('rewards/')}, which was not optimised, fell from {change.first:.3f} "

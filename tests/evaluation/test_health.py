@@ -102,6 +102,13 @@ def test_a_fall_that_chance_explains_is_no_warning():
     assert warned(before, after, "truth") == []
 
 
+@pytest.mark.parametrize(("rows", "alarms"), [(9, 0), (10, 1)])
+def test_a_fall_in_a_handful_of_rows_is_no_warning(rows: int, alarms: int):
+    before = answers(SHORT[:rows], [0.1] * rows, **{"rewards/truth": [0.8] * rows})
+    after = answers(SHORT[:rows], [0.9] * rows, **{"rewards/truth": [0.3] * rows})
+    assert len(warned(before, after, "rewards/truth")) == alarms
+
+
 def test_a_fall_without_a_rise_of_the_reward_is_no_exploit():
     before = answers(SHORT, [0.8] * 12, truth=[1.0] * 12)
     after = answers(SHORT, [0.2] * 12, truth=[0.5] * 12)
