@@ -24,7 +24,8 @@ def check_reward_state(suite: RewardSuite) -> None:
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"the `state_dict` of the reward {name!r} cannot be saved as JSON: {error}. Keep plain "
-                "numbers, strings, lists and mappings; a module that learns nothing is better called by a function."
+                "numbers, strings, lists and mappings; a module that learns nothing is better called by a "
+                "function."
             ) from error
 
 
