@@ -33,8 +33,9 @@ class LearnedReward:
 
         R = mean - penalty * std
 
-    `std` is the root of the `uncertainty` variance. Each picture and prompt is computed once per call,
-    however many completions it has; its encoding is kept between calls. Completions are judged as text that
+    `std` is the root of the `uncertainty` variance. Each picture is encoded once, however many
+    completions it has, and its encoding is kept between calls while the cache has room; a prompt is read once
+    per batch that holds completions of it. Completions are judged as text that
     ended. The model is loaded when the first completion comes; its weights never train.
     """
 
@@ -176,9 +177,10 @@ def _rows(prompts: Sequence[Prompt], columns: dict[str, Any]) -> list[PromptRow]
 
 def _pictures(count: int, columns: dict[str, Any]) -> list[list[Image]]:
     """The pictures of each sample, each decoded once."""
-    images, image = columns.get("images"), columns.get("image")
-    if images is None:
-        images = [[] if each is None else [each] for each in image] if image is not None else [[]] * count
+    given = columns.get("images")
+    if given is None:
+        given = columns.get("image")
+    images = [_listed(each) for each in given] if given is not None else [[]] * count
     decoded: dict[int, Image] = {}
 
     def load(value: Any) -> Image:
@@ -186,7 +188,12 @@ def _pictures(count: int, columns: dict[str, Any]) -> list[list[Image]]:
             decoded[id(value)] = load_image(value)
         return decoded[id(value)]
 
-    return [[load(value) for value in each or []] for each in images]
+    return [[load(value) for value in each] for each in images]
+
+
+def _listed(value: Any) -> list[Any]:
+    """Either column may hold a picture or a list of them, as those of rows may."""
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _without_pictures(prompt: Prompt) -> Prompt:

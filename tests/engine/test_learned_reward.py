@@ -116,6 +116,8 @@ def test_pictures_may_come_in_any_form_of_the_protocol(folder: Path) -> None:
     images = columns.pop("images")
     single = columns | {"image": [image for (image,) in images]}
     assert reward(**single) == expected
+    assert reward(**columns, image=images) == expected
+    assert reward(**columns, images=single["image"]) == expected
     messages = [[{"role": "assistant", "content": text}] for text in columns["completions"]]
     block = {"type": "text", "text": "what colour"}
     prompts = [[{"role": "user", "content": [{"type": "image"}, block]}] for _ in images]
