@@ -45,7 +45,7 @@ SHORT_NAMES = {
     "reward_model": "mmft.engine.learned_reward:LearnedReward",
     "rouge_l": "rewards:RougeLReward",
 }
-ISOLATION = ("time_limit", "on_error")
+ISOLATION = ("time_limit", "on_error", "on_none")
 """Keys beside a reward's arguments, which say how its calls are kept apart from the run."""
 NESTED = ("reward", "potential")
 """Arguments that are rewards themselves; `parts` is a mapping of them, each with a `weight`."""
@@ -68,8 +68,9 @@ def resolve_reward(spec: RewardSpec) -> RewardFunction:
     - `my_module:my_reward`: your own, from the current folder or an installed package. A class is made with
       the arguments; a function gets them at each call.
 
-    Beside the arguments, `time_limit` (seconds) and `on_error` (raise, mask) isolate its calls. Rewards made
-    of others take specs where they take rewards: `{name: shaped, reward: bleu, potential: {name: ...}}`,
+    Beside the arguments, `time_limit` (seconds), `on_error` (raise, mask) and `on_none` (zero, mask) isolate
+    its calls. Rewards made of others take specs where they take rewards:
+    `{name: shaped, reward: bleu, potential: {name: ...}}`,
     `{name: composite, parts: {text: {name: bleu, weight: 2.0}}}`.
 
     Raises:
@@ -108,8 +109,8 @@ def _inner(spec: RewardSpec, where: str) -> RewardFunction:
     reward = resolve_reward(spec)
     if isinstance(reward, IsolatedReward):
         raise ConfigError(
-            f"`{where}` sets `{ISOLATION[0]}` or `{ISOLATION[1]}`; set them on the outer reward, which is "
-            "called as a whole."
+            f"`{where}` sets one of {', '.join(ISOLATION)}; set it on the outer reward, which is called as a "
+            "whole."
         )
     return reward
 

@@ -76,9 +76,10 @@ class RewardSuite:
 
         total = sum_k w_k R_k over the rewards that judged the sample
 
-    A None thus counts as 0 beside other rewards, as in TRL's trainers. A sample that no reward judged, or
-    that a reward failed on under the policy `mask`, has no total: it leaves the statistics and gets advantage
-    0. A reward of weight 0 is logged only; it can neither make a sample valid nor take it out.
+    A None thus counts as 0 beside other rewards, as in TRL's trainers, unless the reward's `on_none` is
+    `mask`. A sample that no reward judged, that such a reward did not judge, or that a reward failed on under
+    `on_error: mask`, has no total: it leaves the statistics and gets advantage 0. A reward of weight 0 is
+    logged only; it can neither make a sample valid nor take it out.
 
     Dense rewards (`token_rewards`) are paid token by token and are no part of the total.
 
@@ -242,6 +243,8 @@ class RewardSuite:
         # Dense rewards shape the way to a score; alone they are the score.
         scoring = counts & ~pays_tokens if (counts & ~pays_tokens).any() else counts
         failed = torch.tensor([answer.masked for answer in answers]).T.reshape(count, len(numbers))
+        # Silence that must not pass for a score of 0 takes a sample out as a failure does.
+        failed = failed | (~judged & torch.tensor([each.on_none == "mask" for each in self.isolations]))
         valid = (judged & scoring).any(dim=1) & ~(failed & counts).any(dim=1)
         total = torch.where(judged & ~pays_tokens, rewards * weights, 0.0).sum(dim=1)
         components, extras, metrics = self._logged(answers, numbers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import TIMEOUT_MAX
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmft.errors import ConfigError
 from mmft.types import Prompt, PromptRow, RewardFunction
 
 POLICIES = ("raise", "mask")
+NONE_POLICIES = ("zero", "mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class Isolation:
     """Seconds for one call on all samples of a process; None waits as long as it takes."""
     on_error: str = "raise"
     """`raise` stops the run, on all processes; `mask` leaves the samples out, counts and logs them."""
+    on_none: str = "zero"
+    """What a None (cannot judge) means beside other rewards: `zero` adds nothing, as in TRL's trainers;
+    `mask` leaves the sample out, for a reward whose silence must not look like its worst score."""
 
     def __post_init__(self) -> None:
         limit = self.time_limit
@@ -36,26 +40,38 @@ class Isolation:
             )
         if self.on_error not in POLICIES:
             raise ConfigError(f"`on_error` must be 'raise' or 'mask'; got {self.on_error!r}.")
+        if self.on_none not in NONE_POLICIES:
+            raise ConfigError(f"`on_none` must be 'zero' or 'mask'; got {self.on_none!r}.")
 
 
 class IsolatedReward:
-    """A reward with a time limit or an error policy of its own; where it has none, the trainer's holds.
+    """A reward with a time limit or policies of its own; where it has none, the trainer's hold.
 
     Everything else (its name, optional methods) is the reward's.
     """
 
     def __init__(
-        self, reward: RewardFunction, *, time_limit: float | None = None, on_error: str | None = None
+        self,
+        reward: RewardFunction,
+        *,
+        time_limit: float | None = None,
+        on_error: str | None = None,
+        on_none: str | None = None,
     ) -> None:
         self.reward = reward
         self.time_limit = time_limit
         self.on_error = on_error
+        self.on_none = on_none
         self.isolation(Isolation())  # checks the values here, where they are written down
 
     def isolation(self, otherwise: Isolation) -> Isolation:
         """Its own settings, and `otherwise` where it has none."""
-        limit = otherwise.time_limit if self.time_limit is None else self.time_limit
-        return Isolation(limit, otherwise.on_error if self.on_error is None else self.on_error)
+        own: dict[str, Any] = {
+            "time_limit": self.time_limit,
+            "on_error": self.on_error,
+            "on_none": self.on_none,
+        }
+        return replace(otherwise, **{name: value for name, value in own.items() if value is not None})
 
     def __call__(self, *args: Any, **columns: Any) -> Any:
         """Calls the reward; limits and policies act where a `RewardSuite` calls it."""

@@ -247,6 +247,7 @@ def test_an_isolated_reward_is_the_reward_otherwise():
         ({"time_limit": math.inf}, "got inf"),
         ({"time_limit": "1e2"}, "got '1e2'. Write a plain number"),
         ({"on_error": "ignore"}, "`on_error` must be 'raise' or 'mask'; got 'ignore'"),
+        ({"on_none": "skip"}, "`on_none` must be 'zero' or 'mask'; got 'skip'"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str):
@@ -271,3 +272,19 @@ def test_an_error_here_is_told_before_it_is_raised():
         score(suite)
     assert len(told) == 1
     assert "cannot count to three" in told[0]
+
+
+def silent_on_ccc(completions: list[str], **columns: Any) -> list[float | None]:
+    return [None if text == "ccc" else 10.0 for text in completions]
+
+
+@pytest.mark.parametrize(("policy", "third"), [("zero", 3.0), ("mask", -1.0)])
+def test_silence_beside_other_rewards_is_nothing_or_takes_the_sample_out(policy: str, third: float):
+    judgement = score(RewardSuite([length, IsolatedReward(silent_on_ccc, on_none=policy)]))
+    assert judgement.total.nan_to_num(-1).tolist() == [11.0, 12.0, third, 11.0]
+    assert judgement.masked == {}, "it is no failure"
+
+
+def test_silence_of_weight_zero_takes_nothing_out():
+    judgement = score(RewardSuite([length, IsolatedReward(silent_on_ccc, on_none="mask")], [1.0, 0.0]))
+    assert judgement.total.tolist() == [1.0, 2.0, 3.0, 1.0]
