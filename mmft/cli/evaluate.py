@@ -27,7 +27,7 @@ from mmft.cli.evaluate_report import (
 )
 from mmft.cli.evaluate_tables import comparison_markdown, tables
 from mmft.cli.loading import Rewards, load_policy, load_prompts, model_and_adapter, train_prompts
-from mmft.cli.run_folder import row_records, unoptimised_rewards
+from mmft.cli.run_folder import row_records, unoptimised_measures, weights_of
 from mmft.config import RunConfig, ScriptConfig
 from mmft.data.rows import PromptDataset
 from mmft.engine.judging import RewardSuite
@@ -66,8 +66,8 @@ class Answered:
     """What one model said."""
 
     evaluation: Evaluation
-    unoptimised: list[str]
-    """Names of the measures that are rewards of weight 0."""
+    weights: dict[str, float]
+    """Of the rewards by name; those of weight 0 are only reported."""
     states: Array | None = None
     """(N, M * D) what the model saw of each row, if asked for."""
 
@@ -96,7 +96,7 @@ def measure(task: Task, answered: Answered, other: Evaluation | None, notes: lis
             other.with_corpus(task.metrics.of(completions(other))),
             names=(task.other.label, task.other.title, run_title(task.config)),
             notes=notes,
-            watched=answered.unoptimised,
+            watched=unoptimised_measures(answered.weights, evaluation.means),
             resampling=resampling,
         )
     return Report(
@@ -188,13 +188,13 @@ def answer(config: RunConfig, task: Task, *, with_states: bool = False) -> Answe
     trainer = PPOTrainer(backbone, rewards.optimised, training, None, task.rows, eval_funcs=rewards.reported)
     ready_rewards(task.config, trainer.eval_suite)
     evaluation = Evaluation.from_metrics(trainer.evaluate(), trainer.eval_samples)
-    unoptimised = unoptimised_rewards(trainer.eval_suite)
+    weights = weights_of(trainer.eval_suite)
     if not with_states:
-        return Answered(evaluation, unoptimised)
+        return Answered(evaluation, weights)
     rows = [task.rows[index] for index in range(len(task.rows))]
     encoder = trainer.collector.encoder
     states = trainer.actor_critic.within_forward(lambda: combined_states(encoder, rows))
-    return Answered(evaluation, unoptimised, states.double().numpy())
+    return Answered(evaluation, weights, states.double().numpy())
 
 
 def ready_rewards(config: RunConfig, suite: RewardSuite) -> None:

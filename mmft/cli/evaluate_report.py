@@ -117,11 +117,10 @@ def versus_other(
         other: of the run to compare with.
         names: of the other run in tables, of the other run in full, of the evaluated one in full.
         notes: what makes the two hard to compare.
-        watched: names of rewards of weight 0, beside which every corpus metric is watched.
+        watched: names of the measures that were not optimised.
         resampling: how intervals are drawn.
     """
     label, first, second = names
-    watched = [*watched, *(name for name in evaluation.means if name.startswith(METRIC))]
     return Versus(
         label=label,
         first=first,

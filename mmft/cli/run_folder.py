@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ def report(config: RunConfig, trainer: PPOTrainer, held_out: PromptDataset | Non
     """Writes summary, samples, pictures and the model card, and prints before and after."""
     folder = Path(config.training.output_dir)
     resampling = config.script.resampling(config.training.seed)
-    judged = judge_training(outcome, unoptimised_rewards(trainer.eval_suite), resampling)
+    means = outcome.after.means if outcome.after else {}
+    judged = judge_training(outcome, unoptimised_measures(weights_of(trainer.eval_suite), means), resampling)
     summary = summarize(trainer, outcome) | judged
     write_json(folder / SUMMARY_FILE, summary)
     page = card(config, trainer, outcome, judged["warnings"])
@@ -101,18 +102,17 @@ def summarize(trainer: PPOTrainer, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def judge_training(outcome: Outcome, unoptimised: list[str], resampling: Resampling) -> dict[str, Any]:
+def judge_training(outcome: Outcome, watched: list[str], resampling: Resampling) -> dict[str, Any]:
     """What summary.json says of the change: how sure it is, and signs that the reward was exploited.
 
     Args:
         outcome: held-out answers before and after, if there are any.
-        unoptimised: names of the measures that are rewards of weight 0.
+        watched: names of the measures that were not optimised.
         resampling: how intervals are drawn.
     """
     if not (outcome.before and outcome.after):
         return {"differences": {}, "health": None, "warnings": []}
     before, after = answers(outcome.before), answers(outcome.after)
-    watched = [*unoptimised, *(name for name in outcome.after.means if name.startswith(METRIC))]
     compared = compare_evaluations(outcome.before, outcome.after, resampling)
     corpus = outcome.after.corpus
     return {
@@ -126,10 +126,28 @@ def judge_training(outcome: Outcome, unoptimised: list[str], resampling: Resampl
     }
 
 
-def unoptimised_rewards(suite: RewardSuite) -> list[str]:
-    """Names of the measures that are rewards of weight 0: reported, never optimised."""
-    named = zip(suite.names, suite.weights, strict=True)
-    return [f"rewards/{name}" for name, weight in named if weight == 0]
+def weights_of(suite: RewardSuite) -> dict[str, float]:
+    """Name and weight of every reward."""
+    return dict(zip(suite.names, suite.weights, strict=True))
+
+
+def unoptimised_measures(weights: Mapping[str, float], measures: Iterable[str]) -> list[str]:
+    """Measures that were reported and never optimised.
+
+    These are rewards of weight 0, and corpus metrics that no optimised reward computes: `cider_d` is no
+    witness against a policy that was paid for CIDEr-D.
+    """
+    paid = [name for name, weight in weights.items() if weight]
+    metrics = [name for name in measures if name.startswith(METRIC)]
+    return [
+        *(f"rewards/{name}" for name, weight in weights.items() if weight == 0),
+        *(name for name in metrics if not any(_family(name) in each for each in paid)),
+    ]
+
+
+def _family(metric: str) -> str:
+    """What metric and reward of one kind share in their names: `bleu` of `metrics/bleu_4`."""
+    return metric.removeprefix(METRIC).rstrip("_1234")
 
 
 def row_records(rows: PromptDataset) -> list[dict[str, Any]]:

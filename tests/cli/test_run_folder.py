@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmft.cli.run_folder import Outcome, closing, judge_training, unoptimised_rewards
+import pytest
+
+from mmft.cli.run_folder import Outcome, closing, judge_training, unoptimised_measures, weights_of
 from mmft.engine.judging import RewardSuite
 from mmft.evaluation.bootstrap import Resampling
 from mmft.report.record import Evaluation
@@ -55,7 +57,23 @@ def test_without_held_out_rows_there_is_nothing_to_say():
 
 def test_rewards_of_weight_zero_are_the_unoptimised_ones():
     suite = RewardSuite([byte_variety, small_ids, large_ids], [1.0, 0.0, 0.0])
-    assert unoptimised_rewards(suite) == ["rewards/small_ids", "rewards/large_ids"]
+    measures = ["reward", "rewards/small_ids", "metrics/bleu_4"]
+    expected = ["rewards/small_ids", "rewards/large_ids", "metrics/bleu_4"]
+    assert unoptimised_measures(weights_of(suite), measures) == expected
+
+
+@pytest.mark.parametrize(
+    ("paid", "left"),
+    [
+        ("cider_d", ["metrics/bleu_1", "metrics/bleu_4", "metrics/clip_score"]),
+        ("bleu_2_reward", ["metrics/cider_d", "metrics/clip_score"]),
+        ("ref_clip_score", ["metrics/bleu_1", "metrics/bleu_4", "metrics/cider_d"]),
+    ],
+)
+def test_a_metric_that_was_paid_for_is_no_witness(paid: str, left: list[str]):
+    metrics = ["metrics/bleu_1", "metrics/bleu_4", "metrics/cider_d", "metrics/clip_score"]
+    assert unoptimised_measures({paid: 0.5}, metrics) == left
+    assert unoptimised_measures({paid: 0.0}, metrics) == [f"rewards/{paid}", *metrics]
 
 
 def test_warnings_and_masked_samples_come_before_the_files():
