@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from rewards.ngrams import MAX_ORDER, Ngram, ngrams, tokenizer, tokens
-from rewards.text import Completion, completion_text, text_column
+from rewards.text import Completion, score_captions
 
 __all__ = [
     "MAX_ORDER",
@@ -184,15 +184,9 @@ class BleuReward:
         self, prompts: list[Any] | None, completions: list[Completion], **columns: Any
     ) -> list[float | None]:
         """One BLEU per completion."""
-        rows = text_column(columns.get(self.references_column), self.references_column, len(completions))
-        return [
-            None
-            if phrases is None
-            else sentence_bleu(
-                completion_text(completion), phrases, max_order=self.max_order, tokenize=self.tokenize
-            )
-            for completion, phrases in zip(completions, rows, strict=True)
-        ]
+        score = partial(sentence_bleu, max_order=self.max_order, tokenize=self.tokenize)
+        column = self.references_column
+        return score_captions(completions, columns.get(column), column, score)
 
 
 def bleu_reward(

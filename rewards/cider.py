@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.ngrams import MAX_ORDER, Ngram, ngrams, tokenizer
-from rewards.text import Completion, completion_text, text_column
+from rewards.text import Completion, score_captions, text_column
 
 SIGMA = 6.0
 """Standard deviation of the length penalty, in words."""
@@ -270,8 +270,5 @@ class CiderReward:
                 "rows before training; elsewhere call `prepare(columns.get)` with columns of the training "
                 "rows, or give the path of a file of `DocumentFrequencies.save`."
             )
-        rows = text_column(columns.get(self.references_column), self.references_column, len(completions))
-        return [
-            None if phrases is None else self._scorer(completion_text(completion), phrases)
-            for completion, phrases in zip(completions, rows, strict=True)
-        ]
+        column = self.references_column
+        return score_captions(completions, columns.get(column), column, self._scorer)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.nested import Gather, Parts, Reward, Values, alone, is_two_phase
+from rewards.nested import Gather, MadeOfParts, Parts, Reward, Values, alone, is_two_phase
 from rewards.statistics import RunningScale
 
 Part = Reward | tuple[Reward, float]
@@ -37,7 +37,7 @@ def weighted_sum(values: Mapping[str, float | None], weights: Mapping[str, float
     return math.fsum(weights[name] * value for name, value in judged.items())
 
 
-class CompositeReward:
+class CompositeReward(MadeOfParts):
     """R = sum_m w_m R_m(s^m, a^m): one reward per modality or aspect, weighed, and scaled if asked for.
 
         reward = CompositeReward({"text": (bleu_reward, 1.0), "image": (clip_score, 0.5)}, scaling="z-score")
@@ -107,10 +107,6 @@ class CompositeReward:
     def __call__(self, prompts: Any, completions: Sequence[Any], **columns: Any) -> Values:
         """One reward per completion; None where no part of non-zero weight judged."""
         return self._settle(self._evidence(prompts, completions, **columns), gather=alone, training=True)
-
-    def prepare(self, column: Callable[[str], list[Any] | None]) -> None:
-        """Lets the parts look at the training rows."""
-        self.parts.prepare(column)
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics and what the parts keep; JSON-able."""

@@ -184,3 +184,21 @@ class Parts:
             log_extra(name, values)
         if judged and (log_metric := columns.get("log_metric")):
             log_metric(f"{self.owner}/{name}", math.fsum(judged) / len(judged))
+
+
+class MadeOfParts:
+    """A reward made of others: what they learn from the data and keep goes through it."""
+
+    parts: Parts
+
+    def prepare(self, column: Callable[[str], list[Any] | None]) -> None:
+        """Lets the parts look at the training rows."""
+        self.parts.prepare(column)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the parts keep."""
+        return self.parts.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Gives it back to them."""
+        self.parts.load_state_dict(state)

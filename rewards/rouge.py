@@ -7,11 +7,11 @@ a picture lie side by side in one number, prepared once per set.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from rewards.ngrams import tokenizer
-from rewards.text import Completion, completion_text, text_column
+from rewards.text import Completion, score_captions
 
 BETA = 1.2
 """Recall counts beta^2 times as much as precision; the coco-caption tools' value."""
@@ -105,10 +105,5 @@ class RougeLReward:
         self, prompts: list[Any] | None, completions: list[Completion], **columns: Any
     ) -> list[float | None]:
         """One ROUGE-L per completion."""
-        rows = text_column(columns.get(self.references_column), self.references_column, len(completions))
-        return [
-            None
-            if phrases is None
-            else sentence_rouge_l(completion_text(completion), phrases, tokenize=self.tokenize)
-            for completion, phrases in zip(completions, rows, strict=True)
-        ]
+        score, column = partial(sentence_rouge_l, tokenize=self.tokenize), self.references_column
+        return score_captions(completions, columns.get(column), column, score)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from rewards.nested import Gather, Parts, Reward, Values, alone, is_two_phase
+from rewards.nested import Gather, MadeOfParts, Parts, Reward, Values, alone, is_two_phase
 
 # Columns that mean nothing for a completion that is cut short.
 _OF_WHOLE_COMPLETIONS = ("completion_ids", "prefixes", "log_extra", "log_metric")
@@ -65,7 +65,7 @@ def complete_words(text: str) -> str:
     return _HALF_WORD.sub("", text)
 
 
-class ShapedReward:
+class ShapedReward(MadeOfParts):
     """R'(s, a) = R(s, a) + beta * Phi(s, a) for whole completions; see `shaped_reward` for what it risks.
 
     None where R cannot judge; R alone where Phi cannot. Logged apart: `reward`, `potential`. If R keeps
@@ -96,18 +96,6 @@ class ShapedReward:
     def __call__(self, prompts: Any, completions: Sequence[Any], **columns: Any) -> Values:
         """One shaped reward per completion."""
         return self._settle(self._evidence(prompts, completions, **columns), gather=alone, training=True)
-
-    def prepare(self, column: Callable[[str], list[Any] | None]) -> None:
-        """Lets R and Phi look at the training rows."""
-        self.parts.prepare(column)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What R and Phi keep."""
-        return self.parts.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Give it back to them."""
-        self.parts.load_state_dict(state)
 
     def _evidence(self, prompts: Any, completions: Sequence[Any], **columns: Any) -> Any:
         return self.parts.ask(prompts, completions, columns), columns
@@ -141,7 +129,7 @@ class AsyncShapedReward(ShapedReward):
         return await self.parts.ask_async(prompts, completions, columns), columns
 
 
-class PotentialShaping:
+class PotentialShaping(MadeOfParts):
     """A reward for every token that leaves the best policy as it is: discount * Phi(s_{t+1}) - Phi(s_t).
 
         trainer = PPOTrainer(..., reward_funcs=[exact_match, PotentialShaping(keyword_coverage)])
@@ -211,18 +199,6 @@ class PotentialShaping:
         return [
             None if state is None else potential_differences(state, discount=discount) for state in states
         ]
-
-    def prepare(self, column: Callable[[str], list[Any] | None]) -> None:
-        """Lets the potential look at the training rows."""
-        self.parts.prepare(column)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the potential keeps."""
-        return self.parts.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Give it back."""
-        self.parts.load_state_dict(state)
 
     def potentials(
         self,

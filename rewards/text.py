@@ -6,7 +6,7 @@ No stemmer, tagger or language model on purpose: every number a reward gives can
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -82,6 +82,20 @@ def text_column(
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation; an apostrophe inside a word stays."""
     return _WORD.findall(text.lower())
+
+
+def score_captions(
+    completions: Sequence[Completion],
+    references: Any,
+    column: str,
+    score: Callable[[str, tuple[str, ...]], float],
+) -> list[float | None]:
+    """`score(caption, references)` of every completion; None where a row's references are None."""
+    rows = text_column(references, column, len(completions))
+    return [
+        None if phrases is None else score(completion_text(completion), phrases)
+        for completion, phrases in zip(completions, rows, strict=True)
+    ]
 
 
 def singular(word: str) -> str:

@@ -31,7 +31,7 @@ from mmft.engine.sampling import sample_noise
 from mmft.errors import ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError
 from mmft.models.backbone import Backbone
 from mmft.resolve import reward_checker
-from mmft.trainers.collector import Judged
+from mmft.trainers.collector import Judged, ids_by_row
 from mmft.trainers.ppo import PPOTrainer
 from mmft.types import RewardFunction
 
@@ -211,8 +211,8 @@ def check_protocol(
 
     What it answers wrongly is a remark: this run's data may never ask it so. Asynchronous rewards, most often
     paid services, and those that learn from the data are left out."""
-    ids = _split_ids(judged)
-    batch = reward_batch(judged.rows, judged.texts, [ids], trainer.state)
+    ids = ids_by_row(judged.samples.completions, len(judged.rows))
+    batch = reward_batch(judged.rows, judged.texts, ids, trainer.state)
     for name, reward in zip(trainer.reward_suite.names, rewards, strict=True):
         if is_async(reward) or is_two_phase(reward) or hasattr(reward, "prepare"):
             continue
@@ -221,12 +221,6 @@ def check_protocol(
             reward_checker()(reward, **arguments)
         except ValueError as error:
             findings.remarks += [f"reward {name!r}: {line[2:]}" for line in str(error).split("\n")[1:]]
-
-
-def _split_ids(judged: Judged) -> list[list[int]]:
-    completions = judged.samples.completions
-    pairs = zip(completions.ids.tolist(), completions.lengths.tolist(), strict=True)
-    return [ids[:length] for ids, length in pairs]
 
 
 def peak_memory() -> int:

@@ -14,9 +14,9 @@ from mmft.cli.loading import (
     load_rewards,
     train_prompts,
 )
-from mmft.cli.run_folder import Outcome, report
+from mmft.cli.run_folder import report
 from mmft.config import RunConfig
-from mmft.report.record import Evaluation
+from mmft.report.record import Evaluation, Outcome
 from mmft.trainers.ppo import PPOTrainer
 
 

@@ -12,11 +12,11 @@ from transformers import ProgressCallback
 from mmft.cli.console import is_main_process, say
 from mmft.cli.launch import CONFIG_FILE, opening, train
 from mmft.cli.loading import load_policy, load_rows
-from mmft.cli.reward_model_report import Outcome, report, with_binary_measures
+from mmft.cli.reward_model_report import report, with_binary_measures
 from mmft.config import RewardModelScriptConfig, RunConfig
 from mmft.data.rows import PromptDataset
 from mmft.errors import ConfigError, DataError
-from mmft.report.record import Evaluation
+from mmft.report.record import Evaluation, Outcome
 from mmft.trainers.reward_model import RewardModelTrainer
 
 WORDS = {"true": 1.0, "false": 0.0}

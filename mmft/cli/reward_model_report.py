@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from mmft.cli.loading import model_and_adapter
 from mmft.config import RewardModelScriptConfig, RunConfig
 from mmft.evaluation.binary import binary_report, is_binary
 from mmft.report.record import (
-    Change,
     Evaluation,
-    compare,
+    Outcome,
     spread,
     versions,
     write_json,
@@ -31,19 +29,6 @@ from mmft.trainers.reward_model import RewardModelTrainer
 Sample = Mapping[str, Any]
 TOLD = ("chosen", "rejected", "margin", "completion", "rating")
 """What the data says of a row; the rest of a sample is the model's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What training left behind; the evaluations are None where no rows were held out."""
-
-    before: Evaluation | None
-    after: Evaluation | None
-    seconds: float
-
-    @property
-    def changes(self) -> list[Change]:
-        return compare(self.before, self.after) if self.before and self.after else []
 
 
 def with_binary_measures(evaluation: Evaluation) -> Evaluation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,7 @@ from mmft.report.card import CardFacts, model_card
 from mmft.report.curves import draw_curves, draw_overview
 from mmft.report.record import (
     METRIC,
-    Change,
-    Evaluation,
-    compare,
+    Outcome,
     masked_samples,
     paired_samples,
     read_json_lines,
@@ -37,19 +34,6 @@ from mmft.trainers.ppo import PPOTrainer
 
 CURVES_FILE = "curves.png"
 OVERVIEW_FILE = "overview.png"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What training left behind; the evaluations are None where no rows were held out."""
-
-    before: Evaluation | None
-    after: Evaluation | None
-    seconds: float
-
-    @property
-    def changes(self) -> list[Change]:
-        return compare(self.before, self.after) if self.before and self.after else []
 
 
 def report(config: RunConfig, trainer: PPOTrainer, held_out: PromptDataset | None, outcome: Outcome) -> None:

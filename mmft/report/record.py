@@ -125,6 +125,19 @@ def _same(one: Change, other: Change) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What training left behind; the evaluations are None where no rows were held out."""
+
+    before: Evaluation | None
+    after: Evaluation | None
+    seconds: float
+
+    @property
+    def changes(self) -> list[Change]:
+        return compare(self.before, self.after) if self.before and self.after else []
+
+
 def paired_samples(
     rows: Sequence[Mapping[str, Any]], before: Evaluation, after: Evaluation
 ) -> list[dict[str, Any]]:

@@ -45,6 +45,20 @@ class BaseTrainer(Trainer):
         register_fsdp_forward_method(self.module, "within_forward")  # nothing happens without FSDP2
         return prepared
 
+    def _checked_loss(self, loss: Tensor, rows: list[int], remedy: str) -> Tensor:
+        """The loss to differentiate: gradients are averaged over processes, while the loss is a sum over the
+        global batch, hence the factor.
+
+        Raises:
+            NonFiniteError: before anything is updated.
+        """
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"step {self.state.global_step}: the loss is {loss.item()} on rows {rows}. Nothing was "
+                f"updated; lower `learning_rate` or look at {remedy}."
+            )
+        return loss * self.accelerator.num_processes
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called before every optimizer step, also where `max_grad_norm` clips nothing."""
         grad_norm = super()._get_grad_norm(model, grad_norm)

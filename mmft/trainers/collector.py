@@ -113,7 +113,7 @@ class Collector:
         texts = self._decode(samples.completions, len(rows))
         with self.metrics.timed("rewards"):
             suite = self.rewards if rewards is None else rewards
-            ids = _split(samples.completions, len(rows))
+            ids = ids_by_row(samples.completions, len(rows))
             prefixes = self._decode_prefixes(ids) if training and suite.is_dense else None
             judgement = suite.score(
                 rows, texts, ids, trainer_state, prefixes=prefixes, discount=discount, training=training
@@ -172,9 +172,8 @@ class Collector:
 
     def _decode(self, completions: Completions, num_rows: int) -> list[list[str]]:
         tokenizer = getattr(self.backbone.processor, "tokenizer", self.backbone.processor)
-        return [
-            tokenizer.batch_decode(group, skip_special_tokens=True) for group in _split(completions, num_rows)
-        ]
+        groups = ids_by_row(completions, num_rows)
+        return [tokenizer.batch_decode(group, skip_special_tokens=True) for group in groups]
 
     def _decode_prefixes(self, ids: list[list[list[int]]]) -> list[list[str]]:
         """Per sample the texts of its first 0, 1, ..., T tokens."""
@@ -306,7 +305,7 @@ def join_samples(parts: list[Samples], pad_id: int) -> Samples:
     )
 
 
-def _split(completions: Completions, num_rows: int) -> list[list[list[int]]]:
+def ids_by_row(completions: Completions, num_rows: int) -> list[list[list[int]]]:
     """Per row, the token ids of each of its completions."""
     rows: list[list[list[int]]] = [[] for _ in range(num_rows)]
     for ids, length, index in zip(

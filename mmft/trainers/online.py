@@ -24,7 +24,7 @@ from mmft.engine.judging import RewardSuite
 from mmft.engine.prompt_encoder import PromptEncoder
 from mmft.engine.sampling import SamplingParams, sample_noise
 from mmft.engine.scoring import Scores
-from mmft.errors import ConfigError, NonFiniteError
+from mmft.errors import ConfigError
 from mmft.models.backbone import Backbone, load_backbone, make_backbone
 from mmft.trainers.base import BaseTrainer
 from mmft.trainers.callbacks import RewardProgress
@@ -249,21 +249,14 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Scores a micro-batch with gradients and applies the algorithm's objective.
-
-        Gradients are averaged over processes, while the loss is a sum over the global batch: hence the
-        factor."""
+        """Scores a micro-batch with gradients and applies the algorithm's objective."""
         batch, num_tokens = inputs["batch"], inputs["num_tokens"]
         scores = model(batch.prompts, batch.completions, temperature=self.args.temperature)
         loss = self.compute_policy_loss(scores, batch, num_tokens)
-        if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"step {self.state.global_step}: the loss is {loss.item()} on rows {batch.rows}. Nothing was "
-                "updated; lower `learning_rate` or look at the rewards of these rows."
-            )
+        loss = self._checked_loss(loss, batch.rows, "the rewards of these rows")
         entropies = scores.entropies[batch.train_mask]
         self.metric_log.add("entropy", float(entropies.mean()) if len(entropies) else 0.0, len(entropies))
-        return loss * self.accelerator.num_processes
+        return loss
 
     # Evaluation
 

@@ -20,7 +20,7 @@ from mmft.data.rows import PromptDataset
 from mmft.engine.completion_batch import CompletionBatch, CompletionTokenizer
 from mmft.engine.reward_inputs import RewardInputs
 from mmft.engine.reward_model import RewardScores, VLMRewardModel
-from mmft.errors import ConfigError, NonFiniteError
+from mmft.errors import ConfigError
 from mmft.models.backbone import Backbone, load_backbone, make_backbone
 from mmft.models.reward_model import check_loss_type
 from mmft.objectives.reward_model import (
@@ -210,20 +210,11 @@ class RewardModelTrainer(BaseTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Scores a micro-batch with gradients.
-
-        Gradients are averaged over processes, while the loss is a sum over the global batch: hence the
-        factor."""
+        """Scores a micro-batch with gradients."""
         batch: RewardBatch = inputs["batch"]
         scores = model(*inputs["call"], features=inputs["features"])
         loss = self._loss(scores, batch, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"step {self.state.global_step}: the loss is {loss.item()} on rows "
-                f"{[row.number for row in batch.rows]}. Nothing was updated; lower `learning_rate` or look "
-                "at these rows."
-            )
-        return loss * self.accelerator.num_processes
+        return self._checked_loss(loss, [row.number for row in batch.rows], "these rows")
 
     def _loss(self, scores: RewardScores, batch: RewardBatch, num_rows: Tensor) -> Tensor:
         means, targets = batch.by_row(scores.mean), batch.targets.to(scores.mean.device)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mmft.cli.run_folder import Outcome, closing, judge_training, unoptimised_measures, weights_of
+from mmft.cli.run_folder import closing, judge_training, unoptimised_measures, weights_of
 from mmft.engine.judging import RewardSuite
 from mmft.evaluation.bootstrap import Resampling
-from mmft.report.record import Evaluation
+from mmft.report.record import Evaluation, Outcome
 from mmft.trainers.held_out import held_out_means
 from tests.reference.rewards import byte_variety, large_ids, small_ids
 
