@@ -59,8 +59,6 @@ class Judgement:
     """Per sample the weighted sum of the dense rewards at each token; None without dense rewards."""
     failed: Tensor
     """(N, K) bool: the samples each reward failed on, by error or time limit, under the policy `mask`."""
-    masked: dict[str, int]
-    """Their number per reward, where there are any."""
     components: dict[str, list[float]]
     """Its N values per reward, and N per part it logged (`log_extra`) as "reward/part"; NaN for None."""
     metrics: dict[str, float]
@@ -69,6 +67,12 @@ class Judgement:
     """What rewards logged per sample that is no number, as "reward/column"."""
     seconds: dict[str, float]
     """Wall time per reward."""
+
+    @property
+    def masked(self) -> dict[str, int]:
+        """Number of failed samples per reward, where there are any."""
+        counts = zip(self.names, self.failed.sum(dim=0).tolist(), strict=True)
+        return {name: number for name, number in counts if number}
 
 
 class RewardSuite:
@@ -243,9 +247,9 @@ class RewardSuite:
         # Dense rewards shape the way to a score; alone they are the score.
         scoring = counts & ~pays_tokens if (counts & ~pays_tokens).any() else counts
         failed = torch.tensor([answer.masked for answer in answers]).T.reshape(count, len(numbers))
-        # Silence that must not pass for a score of 0 takes a sample out as a failure does.
-        failed = failed | (~judged & torch.tensor([each.on_none == "mask" for each in self.isolations]))
-        valid = (judged & scoring).any(dim=1) & ~(failed & counts).any(dim=1)
+        # Silence that must not pass for a score of 0 takes a sample out as a failure does, but is none.
+        silent = ~judged & torch.tensor([each.on_none == "mask" for each in self.isolations])
+        valid = (judged & scoring).any(dim=1) & ~((failed | silent) & counts).any(dim=1)
         total = torch.where(judged & ~pays_tokens, rewards * weights, 0.0).sum(dim=1)
         components, extras, metrics = self._logged(answers, numbers)
         return Judgement(
@@ -255,11 +259,6 @@ class RewardSuite:
             valid=valid,
             token_rewards=self._token_rewards(answers, batch) if dense and self.is_dense else None,
             failed=failed,
-            masked={
-                name: sum(answer.masked)
-                for name, answer in zip(self.names, answers, strict=True)
-                if any(answer.masked)
-            },
             components=components,
             metrics=metrics,
             extras=extras,

@@ -283,6 +283,7 @@ def test_silence_beside_other_rewards_is_nothing_or_takes_the_sample_out(policy:
     judgement = score(RewardSuite([length, IsolatedReward(silent_on_ccc, on_none=policy)]))
     assert judgement.total.nan_to_num(-1).tolist() == [11.0, 12.0, third, 11.0]
     assert judgement.masked == {}, "it is no failure"
+    assert not judgement.failed.any()
 
 
 def test_silence_of_weight_zero_takes_nothing_out():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mmft.engine.reward_calls import IsolatedReward
 from mmft.errors import ConfigError, RewardError
 from mmft.trainers.reward_state import REWARDS_FILE
 from rewards import CompositeReward
@@ -152,6 +153,17 @@ def test_a_call_that_training_left_behind_is_not_overtaken_by_evaluation(tmp_pat
     end.set()
     assert at_once == [1], "the call of training still runs"
     assert metrics["eval_rewards/slow/masked"] == 2.0
+
+
+def test_silent_held_out_samples_are_left_out_and_are_no_failures(tmp_path: Path):
+    def silent_on_row_1(number: list[int], **columns: Any) -> list[float | None]:
+        return [None if each == 1 else 1.0 for each in number]
+
+    silent: Any = IsolatedReward(silent_on_row_1, on_none="mask")
+    trainer = make_trainer(tmp_path, rewards=[silent, token_reward], eval_rows=make_rows(3))
+    metrics = trainer.evaluate()
+    assert not [name for name in metrics if name.endswith("/masked")]
+    assert [sample["reward"] == sample["reward"] for sample in trainer.eval_samples] == [True, False, True]
 
 
 def test_masked_samples_of_training_are_logged_and_train_nothing(tmp_path: Path):
