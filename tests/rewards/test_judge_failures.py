@@ -56,7 +56,10 @@ def test_retry_after_goes_before_the_back_off():
         assert time.perf_counter() - start >= 0.2
 
 
-@pytest.mark.parametrize("said", ["30", formatdate(time.time() + 3600, usegmt=True)])
+# Named, for test processes that are started in different seconds must collect the same tests.
+@pytest.mark.parametrize(
+    "said", ["30", formatdate(time.time() + 3600, usegmt=True)], ids=["seconds", "in an hour"]
+)
 def test_a_wait_that_is_too_long_is_not_begun(said: str):
     with serve(always(failure(429, retry_after=said))) as server:
         start = time.perf_counter()
