@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -106,4 +107,23 @@ class OnlineConfig(TrainingArguments):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+        )
+
+
+def check_range(
+    config: Any, name: str, *, low: float | None = None, high: float | None = None, above: float | None = None
+) -> None:
+    """Refuses a number outside [low, high] or not above `above`; None means unset and passes.
+
+    Raises:
+        ConfigError: names the field, its value and the range.
+    """
+    value = getattr(config, name)
+    if value is None:
+        return
+    met = (low is None or value >= low) and (high is None or value <= high)
+    if not met or not (above is None or value > above):
+        wanted = f"> {above}" if above is not None else f">= {low}"
+        raise ConfigError(
+            f"`{name}` must be {wanted if high is None else f'between {low} and {high}'}; got {value}."
         )

@@ -1,6 +1,6 @@
 """What one process holds of a rollout, cut into micro-batches and kept through checkpoints.
 
-Shapes: N completions, R completion tokens, B prompts, G completions per prompt; N = B * G, prompt-major.
+Shapes: N completions, R completion tokens, B prompts; completions of one prompt stand together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from mmft.engine.actor_critic import Prompts
 from mmft.engine.packing import Completions
 from mmft.errors import ConfigError
 
+PROGRESS_FILE = "rollout_progress.json"
 TENSORS = ("old_logps", "ref_logps", "values", "token_rewards", "advantages", "returns", "train_mask")
+"""(N, R) fields."""
+SAMPLE_TENSORS = ("scores", "ended", "weights")
+"""(N,) fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,8 @@ class Experience:
     """(N,) True where an end token was said."""
     train_mask: Tensor
     """(N, R) the completion tokens that train: those of judged completions."""
-    old_logps: Tensor
-    """(N, R) under the policy that sampled."""
+    old_logps: Tensor | None = None
+    """(N, R) under the policy that sampled; None where completions were given, not sampled."""
     ref_logps: Tensor | None = None
     """(N, R) under the reference policy."""
     values: Tensor | None = None
@@ -53,27 +57,27 @@ class Experience:
     """(N, R)"""
     returns: Tensor | None = None
     """(N, R) what the critic should have said."""
-
-    @property
-    def num_generations(self) -> int:
-        return self.completions.ids.shape[0] // len(self.rows)
+    weights: Tensor | None = None
+    """(N,) what each completion's likelihood counts."""
 
     def take(self, groups: list[int]) -> Experience:
         """The named prompt groups, trimmed to their longest completion."""
-        count = self.num_generations
-        keep = torch.tensor([g * count + i for g in groups for i in range(count)], device=self.scores.device)
+        index, device = self.completions.prompt_index, self.scores.device
+        places = [(index == group).nonzero().squeeze(1) for group in groups]
+        keep = torch.cat(places)
         width = max(int(self.completions.lengths[keep].max()), 1)
         tensors = {name: _part(getattr(self, name), keep, width) for name in TENSORS}
-        index = torch.arange(len(groups), device=keep.device).repeat_interleave(count)
+        tensors |= {name: _part(getattr(self, name), keep) for name in SAMPLE_TENSORS}
+        counts = torch.tensor([len(place) for place in places], device=device)
         return replace(
             self,
             rows=[self.rows[g] for g in groups],
             prompts=cast(Prompts, [self.prompts[g] for g in groups]),
             completions=Completions(
-                self.completions.ids[keep, :width], self.completions.mask[keep, :width], index
+                self.completions.ids[keep, :width],
+                self.completions.mask[keep, :width],
+                torch.arange(len(groups), device=device).repeat_interleave(counts),
             ),
-            scores=self.scores[keep],
-            ended=self.ended[keep],
             **cast(dict[str, Any], tensors),
         )
 
@@ -90,9 +94,9 @@ class Experience:
             "ids": self.completions.ids,
             "mask": self.completions.mask,
             "prompt_index": self.completions.prompt_index,
-            "scores": self.scores,
-            "ended": self.ended,
-        } | {name: value for name in TENSORS if (value := getattr(self, name)) is not None}
+        }
+        named = {name: getattr(self, name) for name in (*TENSORS, *SAMPLE_TENSORS)}
+        tensors |= {name: value for name, value in named.items() if value is not None}
         # Cloned: safetensors refuses tensors that share memory, as two fields may.
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         save_file(tensors, path, metadata={"rollout": str(self.number), "plan": json.dumps(fingerprint)})
@@ -126,12 +130,35 @@ def check_saved_rollouts(folder: Path, fingerprint: dict[str, int]) -> None:
         )
 
 
+def save_progress(folder: Path, progress: dict[str, Any]) -> None:
+    """Writes where a run stands in its rollouts."""
+    (folder / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
+
+
+def load_progress(folder: Path) -> dict[str, Any]:
+    """What `save_progress` wrote.
+
+    Raises:
+        ConfigError: the checkpoint has none.
+    """
+    path = folder / PROGRESS_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"`resume_from_checkpoint`: {PROGRESS_FILE} is missing in {folder}, so that nobody knows which "
+            "rollout comes next. Resume from a checkpoint of an online trainer of this version."
+        )
+    progress: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return progress
+
+
 def given(tensor: Tensor | None, name: str) -> Tensor:
     """A field that may be None, where the algorithm cannot do without it."""
     if tensor is None:
-        raise ConfigError(f"`{name}` is missing: this algorithm needs a model built with `critic=True`.")
+        raise ConfigError(f"`{name}` is missing from this rollout, and the algorithm cannot do without it.")
     return tensor
 
 
-def _part(tensor: Tensor | None, keep: Tensor, width: int) -> Tensor | None:
-    return None if tensor is None else tensor[keep, :width]
+def _part(tensor: Tensor | None, keep: Tensor, width: int | None = None) -> Tensor | None:
+    if tensor is None:
+        return None
+    return tensor[keep] if width is None else tensor[keep, :width]

@@ -1,6 +1,6 @@
 """The base of the online trainers: rollouts as the data source of the Hugging Face training loop.
 
-An algorithm adds its settings, `add_targets` (advantages, returns) and `compute_policy_loss`; see
+An algorithm adds its settings, `add_targets` (advantages, returns, weights) and `compute_policy_loss`; see
 `trainers.ppo`. How held-out samples are reported lives in `trainers.held_out`.
 """
 
@@ -30,11 +30,11 @@ from mmft.trainers.base import BaseTrainer
 from mmft.trainers.callbacks import RewardProgress
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
-from mmft.trainers.experience import Experience, check_saved_rollouts
+from mmft.trainers.experience import Experience, check_saved_rollouts, load_progress, save_progress
 from mmft.trainers.held_out import held_out_batches, held_out_means, held_out_samples, masked_counts
 from mmft.trainers.metric_log import MetricLog
 from mmft.trainers.reward_state import check_reward_state, load_reward_state, save_reward_state
-from mmft.trainers.schedule import RolloutPlan, Ticket, ticket_loader
+from mmft.trainers.schedule import RolloutClock, RolloutPlan, Ticket, ticket_loader
 from mmft.types import RewardFunction
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
     args: OnlineConfig
     train_dataset: Any  # a PromptDataset or None; transformers declares datasets of torch
     eval_dataset: Any
-    needs_critic = True
 
     def __init__(
         self,
@@ -93,6 +92,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         self.experience: Experience | None = None
         self._micro_batches: list[Experience] = []
         self._resume_folder: Path | None = None
+        self.clock = RolloutClock()
         super().__init__(
             actor_critic,
             args=args,
@@ -118,7 +118,14 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
     def _make_actor_critic(
         self, model: Any, args: OnlineConfig, processor: Any, peft_config: PeftConfig | None
     ) -> VLMActorCritic:
+        critic = self.needs_critic(args)
         if isinstance(model, VLMActorCritic):
+            if critic != (model.value_head is not None):
+                raise ConfigError(
+                    f"`model` was built with `critic={not critic}`, and {type(self).__name__} with these "
+                    f"settings {'needs a' if critic else 'has no use for a'} critic. Build it with "
+                    f"`critic={critic}`."
+                )
             return model
         if isinstance(model, str):
             model = load_backbone(model, processor=processor, peft_config=peft_config)
@@ -126,7 +133,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
             if processor is None:
                 raise ConfigError("`processing_class` is missing: a model in memory needs its processor.")
             model = make_backbone(model, processor, peft_config=peft_config)
-        return VLMActorCritic(model, critic=self.needs_critic, reference=self.needs_reference(args))
+        return VLMActorCritic(model, critic=critic, reference=self.needs_reference(args))
 
     def _connect_rewards(self) -> None:
         """Lets rewards see the training rows, and the other processes."""
@@ -137,12 +144,26 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
             self.eval_suite.prepare(self.train_dataset.column)  # it holds the optimised rewards too
         check_reward_state(self.eval_suite)
 
-    @classmethod
-    def needs_reference(cls, args: OnlineConfig) -> bool:
-        """Whether log-probs of the pretrained policy are part of this algorithm's loss or reward."""
-        return getattr(args, "kl_coef", 0.0) != 0
-
     # What an algorithm defines
+
+    @classmethod
+    def needs_critic(cls, args: Any) -> bool:
+        """Whether this algorithm, so configured, learns a value function."""
+        return False
+
+    @classmethod
+    def needs_reference(cls, args: Any) -> bool:
+        """Whether log-probs of the pretrained policy are part of this algorithm's loss or reward."""
+        return False
+
+    @property
+    def discount(self) -> float:
+        """Per token; what dense rewards assume."""
+        return 1.0
+
+    def scoring_options(self) -> dict[str, Any]:
+        """What the loss wants of the model's forward beside log-probs and values."""
+        return {}
 
     @abc.abstractmethod
     def add_targets(self, experience: Experience) -> Experience:
@@ -170,7 +191,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in `transformers.Trainer`; a second call draws its own rollouts."""
-        self.experience, self._resume_folder = None, None
+        self.experience, self._resume_folder, self.clock = None, None, RolloutClock()
         return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Ticket]:
@@ -182,12 +203,11 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
         """The micro-batch of this ticket, from a new rollout wherever the last one is used up."""
         ticket: Ticket = inputs
-        plan, step = self.plan, self.state.global_step
-        number, place = divmod(step, plan.steps_per_rollout)
+        plan, number = self.plan, self.clock.rollout
         if self.experience is None or self.experience.number != number:
-            self.experience = self._resumed(number) if place else self.collect(number)
+            self.experience = self._resumed(number) if self.clock.step else self.collect(number)
         if ticket["micro_batch"] == 0:
-            epoch, mini_batch = divmod(place, plan.num_mini_batches)
+            epoch, mini_batch = divmod(self.clock.step, plan.num_mini_batches)
             groups = plan.mini_batches(number, epoch, self.accelerator.process_index)[mini_batch]
             size = plan.groups_per_micro_batch
             self._micro_batches = [
@@ -212,7 +232,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
                 sample_noise(plan.seed, number, samples, args.max_completion_length),
                 batch_size=args.rollout_batch_size,
                 trainer_state=self.state,
-                discount=getattr(args, "gamma", 1.0),
+                discount=self.discount,
             )
             experience = self.collector.to_experience(
                 number,
@@ -242,6 +262,13 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
 
     # One update
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in `transformers.Trainer`; counts the optimizer steps of the rollout."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self.clock.tick(self.plan.steps_per_rollout)
+        return loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -251,10 +278,11 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
     ) -> Tensor:
         """Scores a micro-batch with gradients and applies the algorithm's objective."""
         batch, num_tokens = inputs["batch"], inputs["num_tokens"]
-        scores = model(batch.prompts, batch.completions, temperature=self.args.temperature)
+        options = self.scoring_options()
+        scores = model(batch.prompts, batch.completions, temperature=self.args.temperature, **options)
         loss = self.compute_policy_loss(scores, batch, num_tokens)
         loss = self._checked_loss(loss, batch.rows, "the rewards of these rows")
-        entropies = scores.entropies[batch.train_mask]
+        entropies = scores.entropies[batch.train_mask].detach()
         self.metric_log.add("entropy", float(entropies.mean()) if len(entropies) else 0.0, len(entropies))
         return loss
 
@@ -315,6 +343,14 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
             )
         return self.collector.restore(str(path), self.train_dataset, self.args.temperature)
 
+    def progress(self) -> dict[str, Any]:
+        """What a resumed run must know beside weights, optimizer and random state; the same everywhere."""
+        return {"rollout": self.clock.rollout, "step_of_rollout": self.clock.step}
+
+    def restore_progress(self, progress: Mapping[str, Any]) -> None:
+        """Takes up what `progress` gave."""
+        self.clock = RolloutClock(progress["rollout"], progress["step_of_rollout"])
+
     @property
     def _rollout_file(self) -> str:
         return f"rollout_{self.accelerator.process_index}.safetensors"
@@ -324,9 +360,12 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         path = folder / self._rollout_file
         path.unlink(missing_ok=True)  # of an earlier run into the same folder
-        unfinished = self.state.global_step % self.plan.steps_per_rollout != 0
-        if unfinished and self.experience is not None and not self.args.save_only_model:
+        if self.args.save_only_model:
+            return
+        if self.clock.step and self.experience is not None:
             self.experience.save(path, self.plan.fingerprint())
+        if self.args.should_save:
+            save_progress(folder, self.progress())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -338,5 +377,6 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         if checkpoint is not None:
             self._resume_folder = Path(checkpoint)
             check_saved_rollouts(self._resume_folder, self.plan.fingerprint())
+            self.restore_progress(load_progress(self._resume_folder))
             load_reward_state(self.eval_suite, checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)

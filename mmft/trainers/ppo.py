@@ -65,6 +65,21 @@ class PPOTrainer(OnlineTrainer):
 
     args: PPOConfig
 
+    @classmethod
+    def needs_critic(cls, args: PPOConfig) -> bool:
+        """Always."""
+        return True
+
+    @classmethod
+    def needs_reference(cls, args: PPOConfig) -> bool:
+        """Whether KL has a price."""
+        return args.kl_coef != 0
+
+    @property
+    def discount(self) -> float:
+        """Per token."""
+        return self.args.gamma
+
     def add_targets(self, experience: Experience) -> Experience:
         """Per-token rewards, GAE, and advantages whitened over the valid tokens of all processes."""
         args, mask, values = self.args, experience.train_mask, given(experience.values, "values")
@@ -97,9 +112,10 @@ class PPOTrainer(OnlineTrainer):
 
     def _kl(self, experience: Experience) -> Tensor:
         """(N, R) per-token KL to the reference; logged in nats per completion."""
+        old_logps = given(experience.old_logps, "old_logps")
         if experience.ref_logps is None:
-            return torch.zeros_like(experience.old_logps)
-        kl = kl_penalty(experience.old_logps, experience.ref_logps, cast(KLEstimator, self.args.kl_estimator))
+            return torch.zeros_like(old_logps)
+        kl = kl_penalty(old_logps, experience.ref_logps, cast(KLEstimator, self.args.kl_estimator))
         kl = kl * experience.completions.mask
         self.metric_log.add_all("kl", kl.sum(1).tolist())
         return kl
@@ -107,7 +123,8 @@ class PPOTrainer(OnlineTrainer):
     def compute_policy_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
         """Clipped policy loss + `vf_coef` * clipped value loss."""
         args, mask = self.args, batch.train_mask
-        policy = (scores.logps, batch.old_logps, given(batch.advantages, "advantages"), mask)
+        old_logps = given(batch.old_logps, "old_logps")
+        policy = (scores.logps, old_logps, given(batch.advantages, "advantages"), mask)
         returns = given(batch.returns, "returns")
         value = (given(scores.values, "values"), given(batch.values, "values"), returns, mask)
         policy_loss = clipped_policy_loss(*policy, clip=args.cliprange, num_tokens=num_tokens)
@@ -120,7 +137,7 @@ class PPOTrainer(OnlineTrainer):
             "value_clip_fraction": value_clip_fraction(
                 *value, clip=args.cliprange_value, num_tokens=max(tokens, 1)
             ),
-            "approx_kl": approximate_kl(scores.logps, batch.old_logps, mask, num_tokens=max(tokens, 1)),
+            "approx_kl": approximate_kl(scores.logps, old_logps, mask, num_tokens=max(tokens, 1)),
         }.items():
             self.metric_log.add(name, float(number.detach()), tokens)
         return policy_loss + args.vf_coef * value_loss

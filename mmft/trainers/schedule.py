@@ -77,6 +77,25 @@ class RolloutPlan:
         return [order[start : start + size] for start in range(0, self.local_groups, size)]
 
 
+@dataclass(slots=True)
+class RolloutClock:
+    """Which optimizer step of which rollout comes next; a rollout may end before its last step."""
+
+    rollout: int = 0
+    step: int = 0
+    """Optimizer steps already taken on this rollout."""
+
+    def tick(self, steps_per_rollout: int) -> None:
+        """One optimizer step is done."""
+        self.step += 1
+        if self.step >= steps_per_rollout:
+            self.end_rollout()
+
+    def end_rollout(self) -> None:
+        """The next step draws a new rollout."""
+        self.rollout, self.step = self.rollout + 1, 0
+
+
 Ticket = dict[str, int]
 """`{"micro_batch": i}`: the number of a micro-batch within its optimizer step. The Trainer wants mappings."""
 

@@ -89,7 +89,9 @@ def make_trainer(
             trainable=trainable,
         )
     backbone.end_ids = end_ids
-    actor_critic = VLMActorCritic(backbone, reference=PPOTrainer.needs_reference(args))
+    actor_critic = VLMActorCritic(
+        backbone, critic=PPOTrainer.needs_critic(args), reference=PPOTrainer.needs_reference(args)
+    )
     return PPOTrainer(
         actor_critic,
         rewards,
