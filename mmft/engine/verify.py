@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from mmft.engine.packing import Completions
-from mmft.engine.rollout import Samples
 from mmft.engine.scoring import run_whole, score_packed, score_plain
 from mmft.errors import UnsupportedModelError
 from mmft.models.backbone import Backbone
@@ -28,15 +27,13 @@ class Verification:
     difference: float | None = None
     """Largest packed-to-plain log-prob difference; None if packed was never tried."""
     sampler_difference: float | None = None
-    """Largest sampler-to-plain log-prob difference."""
+    """Largest sampler-to-plain log-prob difference; None where completions were given, not sampled."""
 
 
-def first_samples(samples: Samples, count: int) -> tuple[Completions, torch.Tensor]:
-    """Up to `count` completions of the first prompt, and their sampled log-probs."""
-    completions = samples.completions
+def first_completions(completions: Completions, count: int) -> Completions:
+    """Up to `count` completions of the first prompt."""
     take = (completions.prompt_index == completions.prompt_index[0]).nonzero().squeeze(-1)[:count]
-    chosen = Completions(completions.ids[take], completions.mask[take], torch.zeros_like(take))
-    return chosen, samples.logps[take]
+    return Completions(completions.ids[take], completions.mask[take], torch.zeros_like(take))
 
 
 def with_sibling(completions: Completions) -> Completions:
@@ -82,22 +79,38 @@ def _compare(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -
 
 @torch.no_grad()
 def verify_packed(
-    backbone: Backbone, inputs: PromptInputs, encoding: PromptEncoding, samples: Samples, temperature: float
+    backbone: Backbone,
+    inputs: PromptInputs,
+    encoding: PromptEncoding,
+    completions: Completions,
+    sampled_logps: torch.Tensor | None,
+    temperature: float,
 ) -> Verification:
-    """Compares two sampled completions of the first prompt with the model's own forward.
+    """Compares two completions of the first prompt with the model's own forward.
+
+    Args:
+        backbone: the policy.
+        inputs: the first prompt.
+        encoding: the same, behind the seam.
+        completions: those of the first prompt stand first.
+        sampled_logps: (N, R) what their sampler said, if they were sampled.
+        temperature: of the policy.
 
     Raises:
         UnsupportedModelError: not even the plain path would train the policy that the model is.
     """
     check_head(backbone, inputs)
-    drawn, sampled = first_samples(samples, 2)
-    completions = with_sibling(drawn)
+    first = first_completions(completions, 2)
+    completions = with_sibling(first)
     plain = score_plain(backbone, None, [inputs], completions, temperature=temperature, entropies=False).logps
     packed = score_packed(
         backbone, None, [encoding], completions, temperature=temperature, entropies=False
     ).logps
     gap = (packed - plain).abs()[completions.mask]
-    sampler_gap = (sampled - plain[: len(sampled)]).abs()[drawn.mask]
+    sampler_gap = None
+    if sampled_logps is not None:
+        count = len(first.ids)
+        sampler_gap = float((sampled_logps[:count] - plain[:count]).abs()[first.mask].max())
     statistic, tolerance = _compare(packed[completions.mask], plain[completions.mask], backbone.compute_dtype)
     agrees = statistic <= tolerance  # False for NaN as well
     reason = (
@@ -105,4 +118,4 @@ def verify_packed(
         if agrees
         else f"packed log-probs differ from the plain forward by {statistic:.1e}, allowed {tolerance:.0e}"
     )
-    return Verification(agrees, reason, float(gap.max()), float(sampler_gap.max()))
+    return Verification(agrees, reason, float(gap.max()), sampler_gap)

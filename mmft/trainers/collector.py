@@ -131,7 +131,7 @@ class Collector:
             samples = self._sample(prompts, params, noise, batch_size)
         if self.verification is None:
             was_packed = self.actor_critic.packed
-            self._verify(rows[0], samples, params.policy_temperature)
+            self._verify(rows[0], samples.completions, samples.logps, params.policy_temperature)
             if was_packed and not self.actor_critic.packed:
                 prompts = self.prepare_prompts(rows)
                 samples = self._sample(prompts, params, noise, batch_size)
@@ -152,7 +152,9 @@ class Collector:
             )
         return parts[0] if len(parts) == 1 else join_samples(parts, self.backbone.pad_id)
 
-    def _verify(self, row: PromptRow, samples: Samples, temperature: float) -> None:
+    def _verify(
+        self, row: PromptRow, completions: Completions, logps: Tensor | None, temperature: float
+    ) -> None:
         """Trusts packed scoring only after the model's own forward agreed; every process decides the same."""
         inputs = self.encoder.inputs(row)
         if not self.actor_critic.packed:
@@ -162,7 +164,7 @@ class Collector:
             return
         with torch.no_grad():
             encoding = self.backbone.encode(inputs)
-        verification = verify_packed(self.backbone, inputs, encoding, samples, temperature)
+        verification = verify_packed(self.backbone, inputs, encoding, completions, logps, temperature)
         if self.anyone(not verification.packed) and verification.packed:
             verification = Verification(False, "packed log-probs differ on another process")
         if not verification.packed:
@@ -258,19 +260,33 @@ class Collector:
                 parts.setdefault(name, []).append(padded)
         return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
+    def prompts_of_given(
+        self, rows: list[PromptRow], completions: Completions, logps: Tensor | None, temperature: float
+    ) -> Prompts:
+        """The prompts of completions that are not sampled now, and how they are scored if that is still open.
+
+        Args:
+            rows: the prompts.
+            completions: their completions.
+            logps: (N, R) what the sampler of the completions said, if that was this policy.
+            temperature: of the policy.
+        """
+
+        def prepare() -> Prompts:
+            if self.verification is None:  # before prompts are encoded for a path that may not be taken
+                self._verify(rows[0], completions, logps, temperature)
+            with self.metrics.timed("encoding"):
+                return self.prepare_prompts(rows)
+
+        with evaluating(self.actor_critic), self.autocast():
+            return self.actor_critic.within_forward(prepare)
+
     def restore(self, path: str, dataset: PromptDataset, temperature: float) -> Experience:
         """A saved rollout, its prompts encoded again."""
         saved = load_experience(path, self.backbone.device)
         rows = [dataset[index] for index in saved["rows"]]
-        samples = Samples(saved["completions"], saved["old_logps"], None, saved["ended"])
-
-        def prepare() -> Prompts:
-            if self.verification is None:  # a resumed run has to find its path before it encodes prompts
-                self._verify(rows[0], samples, temperature)
-            return self.prepare_prompts(rows)
-
-        with evaluating(self.actor_critic), self.autocast():
-            return Experience(prompts=self.actor_critic.within_forward(prepare), **saved)
+        prompts = self.prompts_of_given(rows, saved["completions"], saved.get("old_logps"), temperature)
+        return Experience(prompts=prompts, **saved)
 
 
 def _padded(rows: list[list[float]] | None, like: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from mmft.engine.packing import Completions
 from mmft.engine.rollout import Samples
 from mmft.engine.sampling import SamplingParams, sample_noise
 from mmft.engine.scoring import Scores
-from mmft.engine.verify import Verification, check_head, first_samples, verify_packed, with_sibling
+from mmft.engine.verify import Verification, check_head, first_completions, verify_packed, with_sibling
 from mmft.errors import UnsupportedModelError
 from mmft.models.backbone import make_backbone
 from mmft.models.prompts import PromptInputs
@@ -38,7 +38,9 @@ def draw(family: str) -> Samples:
 
 def verify_first(family: str, samples: Samples) -> Verification:
     backbone, inputs = frozen_actor_critic(family).backbone, ragged_case(family).prompts[0]
-    return verify_packed(backbone, inputs, backbone.encode(inputs), samples, PARAMS.temperature)
+    return verify_packed(
+        backbone, inputs, backbone.encode(inputs), samples.completions, samples.logps, PARAMS.temperature
+    )
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
@@ -113,7 +115,8 @@ def test_a_sampler_that_differs_is_reported() -> None:
 def test_bfloat16_is_allowed_its_rounding() -> None:
     backbone = make_backbone(zoo.build_model("llava").to(torch.bfloat16), stub_processor(), trainable=())
     inputs = ragged_case("llava").prompts[0]
-    result = verify_packed(backbone, inputs, backbone.encode(inputs), draw("llava"), 0.9)
+    samples = draw("llava")
+    result = verify_packed(backbone, inputs, backbone.encode(inputs), samples.completions, samples.logps, 0.9)
     assert result.packed
     assert "allowed 3e-02" in result.reason
 
@@ -121,11 +124,19 @@ def test_bfloat16_is_allowed_its_rounding() -> None:
 @torch.no_grad()
 def test_only_completions_of_the_first_prompt_are_compared() -> None:
     samples = draw("llava")
-    completions, logps = first_samples(samples, 2)
+    completions = first_completions(samples.completions, 2)
     assert torch.equal(completions.ids, samples.completions.ids[:2])
-    assert torch.equal(logps, samples.logps[:2])
     assert completions.prompt_index.tolist() == [0, 0]
-    assert first_samples(samples, 9)[0].ids.shape[0] == 3
+    assert first_completions(samples.completions, 9).ids.shape[0] == 3
+
+
+@torch.no_grad()
+def test_completions_that_nobody_sampled_are_verified_as_well() -> None:
+    backbone, inputs = frozen_actor_critic("llava").backbone, ragged_case("llava").prompts[0]
+    result = verify_packed(backbone, inputs, backbone.encode(inputs), draw("llava").completions, None, 0.9)
+    assert result.packed
+    assert result.difference < 1e-5
+    assert result.sampler_difference is None
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
@@ -162,7 +173,8 @@ def test_a_head_that_does_more_than_ours_is_refused(monkeypatch: pytest.MonkeyPa
             actor_critic.backbone,
             case.prompts[0],
             case.encodings(actor_critic.backbone)[0],
-            draw("llava"),
+            draw("llava").completions,
+            None,
             0.9,
         )
 
