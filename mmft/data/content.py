@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL.Image import Image
 
-from mmft.types import PromptRow
+from mmft.data.images import load_image
+from mmft.types import Prompt, PromptRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,41 @@ def content_key(row: PromptRow, known: dict[int, bytes] | None = None) -> Conten
             known[id(image)] = _digest(image)
         digest.update(known[id(image)])
     return ContentKey(digest.digest(), row.key)
+
+
+def stored_digest(prompt: Prompt | None, pictures: Sequence[Any], known: dict[int, bytes]) -> bytes:
+    """A digest of a row as it is stored: equal for the same words and the same pictures.
+
+    A file counts by its path and encoded bytes by themselves, so that nothing is decoded; a PIL picture
+    counts by its pixels. Two files of the same pixels thus differ, which costs time and changes nothing.
+
+    Args:
+        prompt: text or messages.
+        pictures: as `mmft.data.images.load_image` takes them.
+        known: digests by `id` of PIL pictures that were looked at before and are still alive; added to.
+
+    Raises:
+        DataError: a PIL picture cannot be read.
+    """
+    digest = hashlib.blake2b(json.dumps(prompt, sort_keys=True, default=repr).encode(), digest_size=16)
+    for picture in pictures:
+        digest.update(_stored_picture(picture, known))
+    return digest.digest()
+
+
+def _stored_picture(picture: Any, known: dict[int, bytes]) -> bytes:
+    if isinstance(picture, Image):
+        if id(picture) not in known:
+            known[id(picture)] = _digest(load_image(picture))
+        return known[id(picture)]
+    if isinstance(picture, Mapping):
+        data = picture.get("bytes")
+        return _stored_picture(picture.get("path") if data is None else data, known)
+    if isinstance(picture, str | os.PathLike):
+        picture = f"path {os.fspath(picture)!s}".encode()
+    elif not isinstance(picture, bytes | bytearray):
+        picture = repr(picture).encode()  # no picture: reading the row will say so
+    return hashlib.blake2b(picture, digest_size=16).digest()
 
 
 def _digest(image: Image) -> bytes:

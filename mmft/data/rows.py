@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset
 
+from mmft.data.content import stored_digest
 from mmft.data.images import load_image
 from mmft.data.messages import to_messages
 from mmft.errors import ConfigError, DataError
@@ -23,6 +24,8 @@ IMAGE_COLUMNS = ("image", "images")
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 # What rewards are called with beside the columns; a column of that name would be passed twice.
 RESERVED = frozenset("prompts completions completion_ids trainer_state log_extra log_metric".split())
+CHUNK = 256
+"""Rows that are read together where all of them are looked at."""
 
 DataFiles = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 MakeSplit = Callable[[str, int | None], Dataset]
@@ -125,6 +128,38 @@ class PromptDataset:
         if isinstance(self._rows, Dataset):
             return list(self._rows[name]) if name in self._rows.column_names else None
         return [row.get(name) for row in self._rows] if any(name in row for row in self._rows) else None
+
+    def content_digests(self) -> list[bytes]:
+        """One digest per row, equal where rows show the same pictures and say the same words.
+
+        Stored pictures are told apart by path or bytes and not decoded (`mmft.data.content.stored_digest`).
+
+        Raises:
+            DataError: a picture cannot be read; the message names its row.
+        """
+        known: dict[int, bytes] = {}
+        digests = []
+        for index, row in enumerate(self._undecoded_prompts()):
+            pictures = [picture for column in IMAGE_COLUMNS for picture in _as_list(row.get(column))]
+            prompt = row.get("prompt") if self.instruction is None else self.instruction
+            try:
+                digests.append(stored_digest(prompt, pictures, known))
+            except DataError as error:
+                raise DataError(f"row {index} of {self.name!r}: {error}") from error
+        return digests
+
+    def _undecoded_prompts(self) -> Iterator[Mapping[str, Any]]:
+        """The columns of the prompts as they are stored, lists of pictures too."""
+        if not isinstance(self._rows, Dataset):
+            yield from self._rows
+            return
+        names = [name for name in (*IMAGE_COLUMNS, "prompt") if name in self._rows.column_names]
+        stored = self._rows.with_format("arrow")  # `datasets` decodes in every other format
+        for start in range(0, len(stored), CHUNK):
+            table = stored[start : start + CHUNK]
+            columns = [table.column(name).to_pylist() for name in names]
+            for number in range(table.num_rows):
+                yield {name: column[number] for name, column in zip(names, columns, strict=True)}
 
     def validate(self, max_rows: int | None = None, max_problems: int = 10) -> list[str]:
         """Read `max_rows` rows spread over the split (default all) and return what is wrong with them."""
