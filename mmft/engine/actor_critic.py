@@ -102,9 +102,19 @@ class VLMActorCritic(nn.Module):
         *,
         temperature: float = 1.0,
         entropies: bool = True,
+        entropy_gradients: bool = False,
     ) -> Scores:
-        """Log-probs, entropies and values of `completions`; gradients as the caller's grad mode says."""
-        return self._score(self.backbone, self.value_head, prompts, completions, temperature, entropies)
+        """Log-probs, entropies and values of `completions`; gradients as the caller's grad mode says,
+        those of entropies only where asked for."""
+        return self._score(
+            self.backbone,
+            self.value_head,
+            prompts,
+            completions,
+            temperature=temperature,
+            entropies=entropies,
+            entropy_gradients=entropy_gradients,
+        )
 
     def _score(
         self,
@@ -112,10 +122,8 @@ class VLMActorCritic(nn.Module):
         value_head: nn.Module | None,
         prompts: Prompts,
         completions: Completions,
-        temperature: float,
-        entropies: bool,
+        **options: Any,
     ) -> Scores:
-        options: dict[str, Any] = {"temperature": temperature, "entropies": entropies}
         if not self.packed:
             raw = raw_prompts(prompts)
             return score_plain(backbone, value_head, raw, completions, **options)
@@ -128,7 +136,8 @@ class VLMActorCritic(nn.Module):
     ) -> Tensor:
         """(N, R) log-probs under the pretrained policy: adapters switched off, or the frozen copy."""
         with self._reference() as backbone:
-            return self._score(backbone, None, prompts, completions, temperature, False).logps
+            options: dict[str, Any] = {"temperature": temperature, "entropies": False}
+            return self._score(backbone, None, prompts, completions, **options).logps
 
     @contextlib.contextmanager
     def _reference(self) -> Iterator[Backbone]:

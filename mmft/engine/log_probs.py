@@ -18,7 +18,13 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def token_log_probs(
-    hidden: Tensor, ids: Tensor, head: LanguageHead, *, temperature: float = 1.0, entropies: bool = True
+    hidden: Tensor,
+    ids: Tensor,
+    head: LanguageHead,
+    *,
+    temperature: float = 1.0,
+    entropies: bool = True,
+    entropy_gradients: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-prob of each id, and the entropy of the distribution it was drawn from.
 
@@ -31,21 +37,25 @@ def token_log_probs(
         head: the language-model head.
         temperature: of the policy, > 0.
         entropies: whether they are wanted; they cost two more passes over the logits.
+        entropy_gradients: whether the entropies have gradients too; they cost another product with the head.
 
     Returns:
-        (M,) fp32 log-probs with gradients, (M,) fp32 entropies without (None if not wanted).
+        (M,) fp32 log-probs with gradients, (M,) fp32 entropies without unless asked for (None if not wanted).
     """
+    if entropy_gradients and not entropies:
+        raise ValueError("`entropy_gradients` is True, but `entropies` is False. Ask for both.")
     if hidden.shape[0] == 0:
         empty = hidden.new_zeros(0, dtype=torch.float32)
         return empty, empty if entropies else None
     weight = head.weight
     if weight is not None and torch.is_grad_enabled() and hidden.requires_grad:
-        logps, joined = _FrozenHeadLogProbs.apply(hidden, ids, head, weight, temperature, entropies)
+        wanted = (entropies, entropy_gradients)
+        logps, joined = _FrozenHeadLogProbs.apply(hidden, ids, head, weight, temperature, *wanted)
         return logps, joined if entropies else None
     size = _chunk_size(head)
     parts = []
     for chunk, chosen in zip(hidden.split(size), ids.split(size), strict=True):
-        arguments = (chunk, chosen, head, temperature, entropies)
+        arguments = (chunk, chosen, head, temperature, entropies, entropy_gradients)
         if torch.is_grad_enabled() and hidden.shape[0] > size:
             # Recompute this chunk's logits in the backward instead of keeping them.
             parts.append(checkpoint(_log_probs, *arguments, use_reentrant=False))
@@ -62,14 +72,19 @@ def _chunk_size(head: LanguageHead) -> int:
 
 
 def _log_probs(
-    hidden: Tensor, ids: Tensor, head: LanguageHead, temperature: float, entropies: bool
+    hidden: Tensor,
+    ids: Tensor,
+    head: LanguageHead,
+    temperature: float,
+    entropies: bool,
+    entropy_gradients: bool,
 ) -> tuple[Tensor, Tensor | None]:
     logits = head(hidden)
     logits = logits if temperature == 1 else logits / temperature
     logps, normalizer = log_probs_from_logits(logits, ids)
     if not entropies:
         return logps, None
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradients and torch.is_grad_enabled()):
         probs = (logits - normalizer[:, None]).exp_()
         return logps, normalizer - torch.linalg.vecdot(probs, logits)
 
@@ -84,6 +99,7 @@ class _FrozenHeadLogProbs(torch.autograd.Function):
     """Log-probs under a frozen head W, with the gradient worked out in the forward.
 
         d logp_i / d h_i = (W[id_i] - p_i W) / temperature
+        d H_i / d h_i = -(sum_v p_iv (log p_iv + H_i) W[v]) / temperature                  if asked for
 
     The forward has p at hand, so (M, D) gradients are kept instead of (M, V) logits and the backward is one
     multiplication: the same arithmetic as autograd, without the memory and without recomputing the head.
@@ -98,9 +114,10 @@ class _FrozenHeadLogProbs(torch.autograd.Function):
         weight: Tensor,
         temperature: float,
         entropies: bool,
+        entropy_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
         size = _chunk_size(head)
-        logps, found, gradients = [], [], []
+        logps, found, gradients, slopes = [], [], [], []
         for chunk, chosen in zip(hidden.split(size), ids.split(size), strict=True):
             logits = head(chunk)
             logits = logits if temperature == 1 else logits.div_(temperature)
@@ -108,15 +125,22 @@ class _FrozenHeadLogProbs(torch.autograd.Function):
             logps.append(chunk_logps)
             probs = (logits - normalizer[:, None]).exp_()
             found.append(normalizer - torch.linalg.vecdot(probs, logits) if entropies else normalizer)
+            if entropy_gradients:
+                # p (log p + H), in the memory of the logits: 0 * -1e30 = 0 where a token may not be said.
+                surprise = logits.add_((found[-1] - normalizer)[:, None]).mul_(probs)
+                slopes.append((surprise.to(weight.dtype) @ weight).div_(-temperature))
             # (W[id] - p W) / temperature, in one matrix product: p[id] - 1 first, sign and scale after.
             probs[torch.arange(len(chosen), device=chosen.device), chosen] -= 1
             gradients.append((probs.to(weight.dtype) @ weight).div_(-temperature))
-        ctx.save_for_backward(torch.cat(gradients).to(hidden.dtype))
+        ctx.save_for_backward(*(torch.cat(each).to(hidden.dtype) for each in (gradients, slopes) if each))
         joined = torch.cat(found)
-        ctx.mark_non_differentiable(joined)
+        if not entropy_gradients:
+            ctx.mark_non_differentiable(joined)
         return torch.cat(logps), joined
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return upstream[0][:, None].to(gradient.dtype) * gradient, None, None, None, None, None
+        # The entropies' share comes second, if at all; their upstream is one of zeros where nobody used them.
+        shares = zip(upstream, ctx.saved_tensors, strict=False)
+        total = sum(above[:, None].to(slope.dtype) * slope for above, slope in shares)
+        return total, None, None, None, None, None, None

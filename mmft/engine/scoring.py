@@ -29,7 +29,8 @@ class Scores:
     logps: Tensor
     """(N, R) log-probs of the completion tokens under the policy."""
     entropies: Tensor | None
-    """(N, R) entropies of the distributions they were drawn from, detached; None if not wanted."""
+    """(N, R) entropies of the distributions they were drawn from, detached unless asked for with gradients;
+    None if not wanted."""
     values: Tensor | None
     """(N, R) critic's values of the state before each token; None without a critic."""
 
@@ -42,10 +43,12 @@ def score_packed(
     *,
     temperature: float = 1.0,
     entropies: bool = True,
+    entropy_gradients: bool = False,
 ) -> Scores:
     """One forward over `[prompt | completion 1 | ... | completion G]` per prompt; see `engine.packing`."""
     predictors = _packed_states(backbone, prompts, completions)
-    return _score_hidden(backbone, value_head, predictors, completions, temperature, entropies)
+    wanted = (entropies, entropy_gradients)
+    return _score_hidden(backbone, value_head, predictors, completions, temperature, *wanted)
 
 
 def _packed_states(backbone: Backbone, prompts: Sequence[PromptEncoding], completions: Completions) -> Tensor:
@@ -75,6 +78,7 @@ def score_plain(
     *,
     temperature: float = 1.0,
     entropies: bool = True,
+    entropy_gradients: bool = False,
 ) -> Scores:
     """Each completion in a whole forward of its own through the unchanged model: slow, and the truth."""
     width = completions.ids.shape[1]
@@ -83,7 +87,8 @@ def score_plain(
         length = int(completions.lengths[n])
         hidden = _plain_hidden(backbone, prompts[index], completions.ids[n, :length])
         rows.append(torch.nn.functional.pad(hidden, (0, 0, 0, width - length)))
-    return _score_hidden(backbone, value_head, torch.stack(rows), completions, temperature, entropies)
+    wanted = (entropies, entropy_gradients)
+    return _score_hidden(backbone, value_head, torch.stack(rows), completions, temperature, *wanted)
 
 
 def last_states_packed(
@@ -183,12 +188,18 @@ def _score_hidden(
     completions: Completions,
     temperature: float,
     entropies: bool,
+    entropy_gradients: bool,
 ) -> Scores:
     """Scores from (N, R, D) predicting hidden states; only real tokens pass the heads."""
     mask = completions.mask
     chosen = hidden[mask]
     logps, found = token_log_probs(
-        chosen, completions.ids[mask], backbone.head, temperature=temperature, entropies=entropies
+        chosen,
+        completions.ids[mask],
+        backbone.head,
+        temperature=temperature,
+        entropies=entropies,
+        entropy_gradients=entropy_gradients,
     )
     return Scores(
         logps=_scatter(logps, mask),

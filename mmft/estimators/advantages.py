@@ -1,6 +1,6 @@
 """Advantages: how much better a step was than the critic expected.
 
-Nothing is normalised here: whitening is a separate step (`_masking.masked_whiten`), so that these numbers
+Nothing is normalised unasked: whitening is a separate step (`_masking.masked_whiten`), so that these numbers
 match their closed forms. `estimators.returns` says what `next_values`, `terminated` and `last` are.
 """
 
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from mmft._checks import check_shapes
 from mmft._masking import at_least_float32, zero_outside
+from mmft.estimators.groups import group_mean, group_std
 from mmft.estimators.returns import spread_discount
+
+_EPSILON = 1e-4  # beside the standard deviation of a group; TRL's value
 
 
 def td_errors(
@@ -72,3 +75,22 @@ def gae(
         following = deltas[:, t] + zero_outside(decays[:, t] * following, carries_on[:, t])
         advantages.append(following)
     return torch.stack(advantages[::-1], dim=1)
+
+
+def group_advantages(rewards: Tensor, groups: Tensor, *, scale: bool) -> Tensor:
+    """How much better a completion was than the others of its prompt: no critic (Shao et al. 2024,
+    arXiv:2402.03300, sec. 4.1.2).
+
+        A_i = R_i - mean_g(R)                            g: the group of i
+        A_i = (R_i - mean_g(R)) / (std_g(R) + 1e-4)      with `scale`; std unbiased, as in TRL
+
+    `rewards` holds one total per completion, `groups` the number of its prompt, any and in any order. A NaN
+    reward is unjudged: its advantage is 0 and it counts in no mean. One judged completion alone, or several
+    with the same reward, teach nothing: exactly 0. Shapes: (N,), (N,) -> (N,).
+    """
+    check_shapes(rewards=(rewards, "N"), groups=(groups, "N"))
+    judged = ~rewards.isnan()
+    advantages = at_least_float32(rewards) - group_mean(rewards, groups, judged)
+    if scale:
+        advantages = advantages / (group_std(rewards, groups, judged) + _EPSILON)
+    return zero_outside(advantages, judged)

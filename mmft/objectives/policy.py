@@ -12,6 +12,38 @@ from mmft._checks import check_shapes
 from mmft._masking import at_least_float32, masked_sum, zero_outside
 
 
+def policy_gradient_loss(
+    logps: Tensor, advantages: Tensor, mask: Tensor, *, num_tokens: float | Tensor
+) -> Tensor:
+    """The policy gradient (Williams 1992; Sutton & Barto 2018, sec. 13.4) as a loss, L_actor: minimise it.
+
+        loss = -(1/N) sum_bt mask * A_bt log pi(a_bt | s_bt),   N = num_tokens
+
+    Its gradient is that of the expected return only for actions drawn from the policy as it is now. Only
+    `logps` gets a gradient. Shapes: all (B, T) -> ().
+    """
+    check_shapes(logps=(logps, "BT"), advantages=(advantages, "BT"), mask=(mask, "BT"))
+    # Selected before the product: the gradient of an invalid log-prob is 0 * A, and A may be NaN there.
+    logps = zero_outside(at_least_float32(logps), mask)
+    return -masked_sum(logps * at_least_float32(advantages).detach(), mask) / num_tokens
+
+
+def reward_weighted_loss(
+    logps: Tensor, weights: Tensor, mask: Tensor, *, num_tokens: float | Tensor
+) -> Tensor:
+    """Reward-weighted likelihood, -E[R(s, a) log f(s)] (Peters & Schaal 2007, "Reinforcement learning by
+    reward-weighted regression for operational space control"): minimise it.
+
+        loss = -(1/N) sum_b w_b sum_t mask_bt log f(a_bt | s_bt),   N = num_tokens
+
+    One weight per sample (`estimators.weights.reward_weights`), which may be any function of its reward. All
+    weights 1: the mean negative log-likelihood per token of supervised training. Only `logps` gets a
+    gradient. Shapes: (B, T), (B,), (B, T) -> ().
+    """
+    check_shapes(logps=(logps, "BT"), weights=(weights, "B"))
+    return policy_gradient_loss(logps, weights[:, None].expand_as(logps), mask, num_tokens=num_tokens)
+
+
 def clipped_policy_loss(
     logps: Tensor,
     old_logps: Tensor,

@@ -9,6 +9,20 @@ from mmft._checks import check_shapes
 from mmft._masking import Reduce, at_least_float32, identity, masked_sum, masked_var, zero_outside
 
 
+def td_loss(values: Tensor, targets: Tensor, mask: Tensor, *, num_tokens: float | Tensor) -> Tensor:
+    """Squared error of temporal differences, L_TD (Sutton & Barto 2018, sec. 9.3 and 11.5): minimise it.
+
+        loss = (1/N) sum_bt mask * (target_bt - V(s_bt))^2,   N = num_tokens
+
+    With target = R + gamma V(s') it is E[delta^2] of the TD error delta; any return will do. A target gets no
+    gradient, also where V(s') is a part of it: the semi-gradient -2 delta dV(s), not that of E[delta^2].
+    Shapes: all (B, T) -> ().
+    """
+    check_shapes(values=(values, "BT"), targets=(targets, "BT"), mask=(mask, "BT"))
+    values, targets = (zero_outside(at_least_float32(x), mask) for x in (values, targets.detach()))
+    return (targets - values).square().sum() / num_tokens
+
+
 def clipped_value_loss(
     values: Tensor,
     old_values: Tensor,
