@@ -230,8 +230,8 @@ def load_backbone(
     Args:
         name_or_path: hub id, folder, or the name of a packaged model (`mmft/tiny-captioner`).
         peft_config: adapters to add; their weights train.
-        trainable: parts of the pretrained weights that train, among `vision`, `projector`, `language`.
-            Default: none with `peft_config`, else `("language",)`.
+        trainable: pretrained weights that train: parts (`vision`, `projector`, `language` with its head,
+            `head` alone) or patterns over names. Default: none with `peft_config`, else `("language",)`.
         dtype: of the weights; `"auto"` keeps the checkpoint's.
         attn_implementation: `sdpa` or `eager` share the prompt; others take the plain path.
         processor: replaces the checkpoint's own processor.

@@ -1,10 +1,11 @@
-"""Which weights train: every pretrained parameter belongs to exactly one of three parts."""
+"""Which weights train: every pretrained parameter belongs to exactly one of four parts."""
 
 from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from mmft.errors import ConfigError
 from mmft.models.seam import find_text_model, has_adapters, unwrap
 
-PARTS = ("vision", "projector", "language")
+PARTS = ("vision", "projector", "language", "head")
 VISION_NAMES = frozenset({"vision_tower", "vision_model", "visual", "vision_encoder", "vision_embedder"})
 PROJECTOR_NAMES = frozenset({
     "multi_modal_projector", "connector", "merger", "deepstack_merger_list", "projector", "image_newline",
@@ -23,14 +24,17 @@ PROJECTOR_NAMES = frozenset({
 def parameter_parts(base: PreTrainedModel) -> Iterator[tuple[str, str, nn.Parameter]]:
     """Yields (part, name, parameter) over the transformers model; adapters count to the part they sit in.
 
-    The projector is everything between encoder and text model; Qwen-style mergers live inside the vision
-    module and still count as projector."""
-    text_parameters = {id(p) for p in find_text_model(base).parameters()}
+    The head is the language-model head, also where its weights are the input embedding. The projector is
+    everything between encoder and text model; Qwen-style mergers live inside the vision module and still
+    count as projector."""
     head = base.get_output_embeddings()
-    text_parameters |= {id(p) for p in head.parameters()} if head is not None else set()
+    head_parameters = {id(p) for p in head.parameters()} if head is not None else set()
+    text_parameters = {id(p) for p in find_text_model(base).parameters()}
     for name, parameter in base.named_parameters():
         path = set(name.split("."))
-        if id(parameter) in text_parameters:
+        if id(parameter) in head_parameters:
+            yield "head", name, parameter
+        elif id(parameter) in text_parameters:
             yield "language", name, parameter
         elif path & PROJECTOR_NAMES or not path & VISION_NAMES:
             yield "projector", name, parameter
@@ -51,21 +55,61 @@ def is_adapter(name: str) -> bool:
 
 
 def apply_freeze_rules(model: nn.Module, trainable: Sequence[str]) -> None:
-    """Freezes every pretrained weight whose part is not named; adapters keep what PEFT decided.
+    """Freezes every pretrained weight that is not named; adapters keep what PEFT decided.
+
+    Args:
+        model: a transformers model, or the `PeftModel` around it.
+        trainable: parts, where `language` is the text model and its head and `head` the head alone, or
+            patterns over parameter names, such as `*language_model.layers.3.*`.
 
     Raises:
-        ConfigError: a name that is no part of the model.
+        ConfigError: an entry that matches nothing, or a weight that is quantised; nothing was changed.
     """
-    for part in trainable:
-        if part not in PARTS:
-            nearest = difflib.get_close_matches(part, PARTS, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ConfigError(f"`trainable` names {part!r}, which is not one of {', '.join(PARTS)}.{hint}")
     adapted = has_adapters(model)
-    for part, name, parameter in parameter_parts(unwrap(model)):
-        # Quantised weights are integers and never require gradients.
-        if not (adapted and is_adapter(name)):
-            parameter.requires_grad_(part in trainable and parameter.is_floating_point())
+    weights = {
+        name: (part, parameter)
+        for part, name, parameter in parameter_parts(unwrap(model))
+        if not (adapted and is_adapter(name))
+    }
+    parts = {name: part for name, (part, _) in weights.items()}
+    chosen = {name for entry in trainable for name in _matches(entry, parts)}
+    for name in sorted(chosen):
+        if not weights[name][1].is_floating_point():
+            raise ConfigError(
+                f"`trainable` chooses {name}, which is quantised ({weights[name][1].dtype}) and has no "
+                "gradient. Train adapters (`use_peft: true`), or load the model without quantisation."
+            )
+    for name, (_, parameter) in weights.items():
+        parameter.requires_grad_(name in chosen)
+
+
+def _matches(entry: str, parts: Mapping[str, str]) -> list[str]:
+    """The names that an entry of `trainable` chooses, never none."""
+    if entry in PARTS:
+        found = [
+            name for name, part in parts.items() if part == entry or (entry, part) == ("language", "head")
+        ]
+        if not found:
+            present = ", ".join(part for part in PARTS if part in parts.values())
+            raise ConfigError(
+                f"`trainable` names {entry!r}, and this model has no such weights; it has {present}."
+            )
+        return found
+    if "*" not in entry and "." not in entry:
+        nearest = difflib.get_close_matches(entry, PARTS, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ConfigError(
+            f"`trainable` names {entry!r}, which is not one of {', '.join(PARTS)} and no pattern over names "
+            f"of parameters (such as '*layers.3.*').{hint}"
+        )
+    # PEFT moves a weight that it adapts into `base_layer`; patterns mean the model's own names.
+    found = [name for name in parts if fnmatchcase(name.replace(".base_layer.", "."), entry)]
+    if not found:
+        raise ConfigError(
+            f"`trainable` has the pattern {entry!r}, which matches no parameter of the model. Its names are "
+            f"like {next(iter(parts))!r}."
+        )
+    return found
 
 
 def trained_pretrained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -82,4 +126,5 @@ def trains_before_seam(base: PreTrainedModel) -> bool:
     """True if a prompt's encoding changes while training: vision, projector or the input embedding trains."""
     if any(p.requires_grad for p in base.get_input_embeddings().parameters()):
         return True
-    return any(part != "language" and p.requires_grad for part, _, p in parameter_parts(base))
+    before = ("vision", "projector")
+    return any(part in before and p.requires_grad for part, _, p in parameter_parts(base))

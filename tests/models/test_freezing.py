@@ -1,4 +1,4 @@
-"""Which weights train: three parts that cover every model, adapters as PEFT decided, and errors that help."""
+"""Which weights train: four parts that cover every model, adapters as PEFT decided, and errors that help."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ def test_every_weight_belongs_to_one_part(family: str) -> None:
     parts = [(part, name) for part, name, _ in parameter_parts(model)]
     assert sorted(name for _, name in parts) == sorted(name for name, _ in model.named_parameters())
     assert {part for part, _ in parts} == set(PARTS)
-    text = {id(p) for p in model.get_decoder().parameters()} | {id(model.get_output_embeddings().weight)}
+    head = {id(model.get_output_embeddings().weight)}
+    text = {id(p) for p in model.get_decoder().parameters()} - head
     assert all((part == "language") == (id(p) in text) for part, _, p in parameter_parts(model))
+    assert all((part == "head") == (id(p) in head) for part, _, p in parameter_parts(model))
     projector = names_of(model, "projector")
     assert {place for place in PROJECTORS[family] if any(place in name for name in projector)} == PROJECTORS[
         family
@@ -58,16 +60,55 @@ def test_every_weight_belongs_to_one_part(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "trainable", [(), ("vision",), ("projector",), ("language",), ("vision", "language"), PARTS]
+    "trainable",
+    [(), ("vision",), ("projector",), ("language",), ("vision", "language"), ("vision", "head"), PARTS],
 )
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_named_parts_train_and_nothing_else(family: str, trainable: tuple[str, ...]) -> None:
     model = zoo.build_model(family)
     apply_freeze_rules(model, trainable)
-    assert all(p.requires_grad == (part in trainable) for part, _, p in parameter_parts(model))
+    chosen = {*trainable, "head"} if "language" in trainable else set(trainable)
+    assert all(p.requires_grad == (part in chosen) for part, _, p in parameter_parts(model))
     # A trained input embedding changes a prompt's encoding as much as a trained vision tower does.
     assert trains_before_seam(model) == bool(trainable)
     assert len(trained_pretrained_weights(model)) == sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_the_head_alone_can_train_and_is_the_input_embedding_where_the_model_ties_them(family: str) -> None:
+    model = zoo.build_model(family)
+    apply_freeze_rules(model, ("head",))
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert [p for p in model.parameters() if p.requires_grad] == [head]
+    assert trains_before_seam(model) == (head is embedding)
+
+
+def test_families_with_a_tied_head_and_without_one_were_tried() -> None:
+    models = [zoo.build_model(family) for family in EVERY_FAMILY]
+    tied = {model.get_output_embeddings().weight is model.get_input_embeddings().weight for model in models}
+    assert tied == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        (("*language_model.layers.1.*",), lambda name: "language_model.layers.1." in name),
+        (("model.language_model.norm.weight",), lambda name: name == "model.language_model.norm.weight"),
+        (("*layers.1.*", "projector"), lambda name: "layers.1." in name or "projector" in name),
+    ],
+)
+def test_patterns_choose_weights_by_name(trainable: tuple[str, ...], expected: Any) -> None:
+    model = zoo.build_model("llava")
+    apply_freeze_rules(model, trainable)
+    chosen = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert chosen == {name for name, _ in model.named_parameters() if expected(name)}
+    assert chosen
+
+
+def test_patterns_mean_the_names_of_the_model_without_adapters() -> None:
+    names = trainable_names(lora(), trainable=("*language_model.layers.1.self_attn.q_proj.weight",))
+    (beside,) = (name for name in names if not is_adapter(name))
+    assert beside.endswith("layers.1.self_attn.q_proj.base_layer.weight")
 
 
 def test_frozen_embeddings_under_trained_layers_leave_encodings_alone() -> None:
@@ -80,15 +121,14 @@ def test_frozen_embeddings_under_trained_layers_leave_encodings_alone() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (
-            "visoin",
-            "names 'visoin', which is not one of vision, projector, language. Did you mean 'vision'",
-        ),
+        ("visoin", "names 'visoin', which is not one of vision, projector, language, head .*mean 'vision'"),
         ("languages", "Did you mean 'language'?"),
-        ("all", "`trainable` names 'all', which is not one of vision, projector, language.$"),
+        ("all", r"`trainable` names 'all', which is not one of .* \(such as '\*layers.3.\*'\)\.$"),
+        ("*layers.9.*", r"pattern '\*layers.9.\*', which matches no parameter .* like 'model\.vision"),
+        ("lora_A.weight", "pattern 'lora_A.weight', which matches no parameter"),
     ],
 )
-def test_an_unknown_part_is_named_with_its_nearest(part: str, message: str) -> None:
+def test_an_entry_that_matches_nothing_is_named_with_what_could_be_meant(part: str, message: str) -> None:
     model = zoo.build_model("llava")
     with pytest.raises(ConfigError, match=message):
         apply_freeze_rules(model, ("vision", part))
@@ -151,15 +191,36 @@ def test_the_users_adapter_config_serves_for_another_model() -> None:
     assert config.target_modules == "all-linear"
 
 
-def test_the_default_is_the_language_part_or_adapters_alone() -> None:
+def test_the_default_is_the_text_model_with_its_head_or_adapters_alone() -> None:
     model = make_backbone(zoo.build_model("llava"), stub_processor()).base
-    assert {part for part, _, p in parameter_parts(model) if p.requires_grad} == {"language"}
+    assert {part for part, _, p in parameter_parts(model) if p.requires_grad} == {"language", "head"}
     assert all(is_adapter(name) for name in trainable_names(lora()))
 
 
-def test_weights_that_are_no_floats_stay_frozen() -> None:
+def test_a_part_without_weights_cannot_train() -> None:
+    model = zoo.build_model("llava")
+    model.model.multi_modal_projector = nn.Identity()
+    with pytest.raises(
+        ConfigError, match=r"names 'projector', and this model has no such .* vision, language"
+    ):
+        apply_freeze_rules(model, ("projector",))
+
+
+@pytest.mark.parametrize("trainable", [("language",), ("*layers.0.mlp*",)])
+def test_quantised_weights_cannot_be_chosen_to_train(trainable: tuple[str, ...]) -> None:
     model = zoo.build_model("llava")
     quantised = nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
     model.get_decoder().layers[0].mlp.quantised = quantised
-    apply_freeze_rules(model, ("language",))
+    with pytest.raises(ConfigError, match=r"layers.0.mlp.quantised, which is quantised \(torch.uint8\)"):
+        apply_freeze_rules(model, trainable)
+    assert all(p.requires_grad or p is quantised for p in model.parameters()), "nothing may be changed"
+    apply_freeze_rules(model, ("vision",))
     assert not quantised.requires_grad
+
+
+def test_weights_without_quantisation_train_beside_quantised_ones() -> None:
+    model = zoo.build_model("llava")
+    quantised = nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
+    model.get_decoder().layers[0].mlp.quantised = quantised
+    apply_freeze_rules(model, ("*layers.1.*", "head"))
+    assert model.get_output_embeddings().weight.requires_grad
