@@ -10,6 +10,8 @@ from PIL import Image
 
 from mmft.engine.actor_critic import VLMActorCritic
 from mmft.models.backbone import make_backbone
+from mmft.trainers.config import OnlineConfig
+from mmft.trainers.online import OnlineTrainer
 from mmft.trainers.ppo import PPOConfig, PPOTrainer
 from tests import zoo
 from tests.zoo.vocabulary import EOS_ID, FIRST_TEXT_ID, VOCAB_SIZE
@@ -33,8 +35,15 @@ def colour_rows(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def make_learner(
-    folder: Path, reward: Any, rows: list[dict[str, Any]], eval_rows: list[dict[str, Any]], **settings: Any
-) -> PPOTrainer:
+    folder: Path,
+    reward: Any,
+    rows: list[dict[str, Any]],
+    eval_rows: list[dict[str, Any]],
+    *,
+    trainer_class: type[OnlineTrainer] = PPOTrainer,
+    config_class: type[OnlineConfig] = PPOConfig,
+    **settings: Any,
+) -> Any:
     """A LLaVA of a few thousand random weights whose language model learns all of them."""
     defaults = {
         "use_cpu": True,
@@ -45,8 +54,10 @@ def make_learner(
         "per_device_eval_batch_size": 16,
         "seed": 1,
     }
-    args = PPOConfig(output_dir=str(folder), **(defaults | settings))
+    args = config_class(output_dir=str(folder), **(defaults | settings))
     backbone = make_backbone(zoo.build_model("llava", seed=1), zoo.build_processor("llava"))
     backbone.forbidden_ids = frozenset(range(VOCAB_SIZE)) - {*LETTER_IDS, EOS_ID}
-    actor_critic = VLMActorCritic(backbone, reference=PPOTrainer.needs_reference(args))
-    return PPOTrainer(actor_critic, reward, args, rows, eval_rows)
+    actor_critic = VLMActorCritic(
+        backbone, critic=trainer_class.needs_critic(args), reference=trainer_class.needs_reference(args)
+    )
+    return trainer_class(actor_critic, reward, args, rows, eval_rows)

@@ -16,7 +16,9 @@ from torch import Tensor
 from mmft.engine.actor_critic import VLMActorCritic
 from mmft.engine.packing import Completions
 from mmft.models.backbone import make_backbone
+from mmft.trainers.config import OnlineConfig
 from mmft.trainers.experience import Experience
+from mmft.trainers.online import OnlineTrainer
 from mmft.trainers.ppo import PPOConfig, PPOTrainer
 from tests import zoo
 from tests.zoo.vocabulary import VOCAB_SIZE
@@ -63,6 +65,8 @@ def token_reward(completion_ids: list[list[int]], **columns: Any) -> list[float 
 def make_trainer(
     folder: Path,
     *,
+    trainer_class: type[OnlineTrainer] = PPOTrainer,
+    config_class: type[OnlineConfig] = PPOConfig,
     family: str = "llava",
     rewards: Any = token_reward,
     rows: list[dict[str, Any]] | None = None,
@@ -74,10 +78,10 @@ def make_trainer(
     callbacks: list[Any] | None = None,
     eval_rows: list[dict[str, Any]] | None = None,
     **settings: Any,
-) -> PPOTrainer:
+) -> Any:
     """A trainer of a zoo model, whose weights are the same whenever its arguments are."""
     torch.manual_seed(0)
-    args = PPOConfig(output_dir=str(folder), **(SETTINGS | settings))
+    args = config_class(output_dir=str(folder), **(SETTINGS | settings))
     peft_config = LoraConfig(r=2, target_modules=lora_targets, lora_dropout=lora_dropout)
     with warnings.catch_warnings():
         # PEFT 0.21 still reads the old name of a transformers attribute.
@@ -90,9 +94,9 @@ def make_trainer(
         )
     backbone.end_ids = end_ids
     actor_critic = VLMActorCritic(
-        backbone, critic=PPOTrainer.needs_critic(args), reference=PPOTrainer.needs_reference(args)
+        backbone, critic=trainer_class.needs_critic(args), reference=trainer_class.needs_reference(args)
     )
-    return PPOTrainer(
+    return trainer_class(
         actor_critic,
         rewards,
         args,

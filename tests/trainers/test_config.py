@@ -12,8 +12,16 @@ from transformers import TrainingArguments
 
 import mmft.trainers
 from mmft.errors import ConfigError
+from mmft.trainers.a2c import A2CConfig
 from mmft.trainers.config import OnlineConfig
 from mmft.trainers.ppo import PPOConfig
+
+
+def own_fields(config: type) -> dict[str, Any]:
+    """Default by name, of the fields that transformers does not have."""
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    return {field.name: field.default for field in dataclasses.fields(config) if field.name not in inherited}
+
 
 SOURCES = Path(mmft.trainers.__file__).parent
 TRL_PPO = {
@@ -22,14 +30,17 @@ TRL_PPO = {
     "missing_eos_penalty": None,
 }  # fmt: skip
 """Names and defaults of TRL 1.12's PPOConfig."""
-TRL_GRPO = {"num_generations", "max_completion_length", "temperature", "top_p", "top_k", "reward_weights"}
-OWN = {"reward_time_limit", "reward_on_error", "eval_temperature", "feature_cache_mb", "rollout_batch_size"}
-
-
-def own_fields(config: type) -> dict[str, Any]:
-    """Default by name, of the fields that transformers does not have."""
-    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
-    return {field.name: field.default for field in dataclasses.fields(config) if field.name not in inherited}
+TRL_GRPO = {
+    "num_generations", "max_completion_length", "temperature", "top_p", "top_k", "reward_weights",
+    "scale_rewards",
+}  # fmt: skip
+OWN = {
+    "reward_time_limit", "reward_on_error", "eval_temperature", "feature_cache_mb", "rollout_batch_size",
+    "advantage_estimator", "whiten_advantages", "entropy_coef", "kl_target", "kl_horizon", "early_stop_kl",
+    "critic_learning_rate",
+}  # fmt: skip
+ALGORITHMS = [PPOConfig, A2CConfig]
+FIELDS = [(config, name) for config in ALGORITHMS for name in own_fields(config)]
 
 
 def test_names_are_those_of_trl():
@@ -41,7 +52,7 @@ def test_defaults_are_those_of_trl(name: str):
     assert own_fields(PPOConfig)[name] == TRL_PPO[name]
 
 
-@pytest.mark.parametrize("name", own_fields(PPOConfig))
+@pytest.mark.parametrize("name", dict.fromkeys(name for _, name in FIELDS))
 def test_every_field_is_read_by_the_code(name: str):
     code = "".join(
         # The definition of a field does not honour it.
@@ -51,10 +62,10 @@ def test_every_field_is_read_by_the_code(name: str):
     assert re.search(rf'(args|self)\.{name}\b|"{name}"', code), f"nothing honours `{name}`"
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(PPOConfig), ids=lambda field: field.name)
-def test_every_own_field_explains_itself(field: dataclasses.Field[Any]):
-    if field.name in own_fields(PPOConfig):
-        assert field.metadata["help"].endswith(".")
+@pytest.mark.parametrize(("config", "name"), FIELDS)
+def test_every_own_field_explains_itself(config: type, name: str):
+    (field,) = (field for field in dataclasses.fields(config) if field.name == name)
+    assert field.metadata["help"].endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -84,21 +95,45 @@ def test_impossible_rollouts_are_refused(settings: dict[str, Any], message: str,
         OnlineConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
 
 
+IMPOSSIBLE = [
+    ({"kl_coef": -0.1}, r"`kl_coef` must be >= 0; got -0.1"),
+    ({"vf_coef": -1.0}, r"`vf_coef` must be >= 0; got -1"),
+    ({"gamma": 1.1}, r"`gamma` must be between 0 and 1; got 1.1"),
+    ({"lam": -0.1}, r"`lam` must be between 0 and 1; got -0.1"),
+    ({"kl_estimator": "k2"}, r"`kl_estimator` must be 'k1' or 'k3'; got 'k2'"),
+    ({"entropy_coef": -0.1}, r"`entropy_coef` must be >= 0; got -0.1"),
+    ({"entropy_coef": float("nan")}, r"`entropy_coef` must be >= 0; got nan"),
+    ({"kl_target": 0.0}, r"`kl_target` must be > 0; got 0"),
+    ({"kl_horizon": 0}, r"`kl_horizon` must be > 0; got 0"),
+    ({"early_stop_kl": -1.0}, r"`early_stop_kl` must be > 0; got -1"),
+    ({"critic_learning_rate": 0.0}, r"`critic_learning_rate` must be > 0; got 0"),
+    ({"kl_target": 3.0, "kl_coef": 0.0}, r"`kl_target` is 3.0, but `kl_coef` is 0, which no factor"),
+    ({"advantage_estimator": "gea"}, r"`advantage_estimator` must be gae, td, .*; got 'gea'"),
+    (
+        {"advantage_estimator": "group", "num_generations": 1},
+        r"set `num_generations` to at least 2 \(got 1\)",
+    ),
+    (
+        {"advantage_estimator": "group", "critic_learning_rate": 1e-3},
+        r"`critic_learning_rate` is 0.001, but `advantage_estimator: group` has no critic",
+    ),
+]
+IMPOSSIBLE_IN_PPO = [
+    ({"cliprange": -0.2}, r"`cliprange` must be >= 0; got -0.2"),
+    ({"cliprange_value": -0.2}, r"`cliprange_value` must be >= 0; got -0.2"),
+]
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"kl_coef": -0.1}, r"`kl_coef` must be >= 0; got -0.1"),
-        ({"cliprange": -0.2}, r"`cliprange` must be >= 0; got -0.2"),
-        ({"vf_coef": -1.0}, r"`vf_coef` must be >= 0; got -1"),
-        ({"cliprange_value": -0.2}, r"`cliprange_value` must be >= 0; got -0.2"),
-        ({"gamma": 1.1}, r"`gamma` must be between 0 and 1; got 1.1"),
-        ({"lam": -0.1}, r"`lam` must be between 0 and 1; got -0.1"),
-        ({"kl_estimator": "k2"}, r"`kl_estimator` must be 'k1' or 'k3'; got 'k2'"),
-    ],
+    ("config", "settings", "message"),
+    [(config, *case) for config in ALGORITHMS for case in IMPOSSIBLE]
+    + [(PPOConfig, *case) for case in IMPOSSIBLE_IN_PPO],
 )
-def test_impossible_objectives_are_refused(settings: dict[str, Any], message: str, tmp_path: Path):
+def test_impossible_objectives_are_refused(
+    config: type, settings: dict[str, Any], message: str, tmp_path: Path
+):
     with pytest.raises(ConfigError, match=message):
-        PPOConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
+        config(output_dir=str(tmp_path), use_cpu=True, **settings)
 
 
 def test_the_limits_themselves_are_allowed(tmp_path: Path):

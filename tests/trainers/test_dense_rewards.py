@@ -59,7 +59,7 @@ def worked_by_hand(trainer: PPOTrainer, experience: Experience) -> list[list[flo
     rewards = []
     for n, count in enumerate(experience.completions.lengths.tolist()):
         ids = experience.completions.ids[n, :count].tolist()
-        row = experience.rows[n // experience.num_generations]
+        row = experience.rows[n // trainer.args.num_generations]
         (score,) = token_reward([ids], number=[row])
         texts = [tokenizer.decode(ids[:t], skip_special_tokens=True) for t in range(count)]
         phi = [WEIGHT * (1 + len(text) * (1 + row % 2)) for text in texts] + [0.0]
@@ -107,7 +107,7 @@ def test_shaping_is_no_part_of_the_score(tmp_path: Path):
         row[row_mask].tolist()
         for row, row_mask in zip(experience.completions.ids, experience.completions.mask, strict=True)
     ]
-    rows = [row for row in experience.rows for _ in range(experience.num_generations)]
+    rows = [row for row in experience.rows for _ in range(trainer.args.num_generations)]
     assert experience.scores.tolist() == pytest.approx(token_reward(ids, number=rows))
     logged = trainer.metric_log.flush()
     assert logged["reward"] == pytest.approx(logged["rewards/token_reward"])

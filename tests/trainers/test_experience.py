@@ -13,7 +13,16 @@ from mmft.engine.packing import Completions
 from mmft.engine.rollout import Samples
 from mmft.errors import ConfigError
 from mmft.trainers.collector import join_samples
-from mmft.trainers.experience import TENSORS, Experience, check_saved_rollouts, given, load_experience
+from mmft.trainers.experience import (
+    PROGRESS_FILE,
+    TENSORS,
+    Experience,
+    check_saved_rollouts,
+    given,
+    load_experience,
+    load_progress,
+    save_progress,
+)
 from tests.trainers.support import LENGTH, random_experience
 
 CPU = torch.device("cpu")
@@ -48,6 +57,18 @@ def test_taken_groups_are_trimmed_to_their_longest_completion():
     assert part.completions.ids.shape == (2, width)
     assert {getattr(part, name).shape for name in TENSORS} == {(2, width)}
     assert part.completions.lengths.tolist() == lengths[2:4].tolist()
+
+
+def test_groups_of_different_sizes_are_taken_whole():
+    whole = full_experience()
+    index = torch.tensor([0, 1, 1, 1, 2, 2])  # one, three and two completions
+    completions = dataclasses.replace(whole.completions, prompt_index=index)
+    ragged = dataclasses.replace(whole, completions=completions, weights=torch.arange(6.0))
+    part = ragged.take([1, 0])
+    assert part.rows == [11, 10]
+    assert part.completions.prompt_index.tolist() == [0, 0, 0, 1]
+    assert part.weights.tolist() == [1, 2, 3, 0]
+    assert torch.equal(part.completions.ids, whole.completions.ids[[1, 2, 3, 0]])
 
 
 def test_fields_that_an_algorithm_leaves_out_stay_out():
@@ -126,3 +147,13 @@ def test_joined_samples_are_padded_with_the_padding_token():
 def test_joined_samples_have_no_values_where_the_parts_have_none():
     part = samples_of(random_experience(), values=False)
     assert join_samples([part, part], pad_id=0).values is None
+
+
+def test_progress_comes_back(tmp_path: Path):
+    save_progress(tmp_path, {"rollout": 3, "kl_coef": 0.1 + 0.2})
+    assert load_progress(tmp_path) == {"rollout": 3, "kl_coef": 0.1 + 0.2}
+
+
+def test_a_checkpoint_without_progress_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=rf"{PROGRESS_FILE} is missing in {tmp_path}"):
+        load_progress(tmp_path)

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from mmft.trainers.schedule import RolloutPlan, TicketDataset, ticket_loader
+from mmft.trainers.schedule import RolloutClock, RolloutPlan, TicketDataset, ticket_loader
 
 PLAN = RolloutPlan(
     num_rows=12,
@@ -132,3 +132,18 @@ def test_fingerprints_differ_where_a_saved_rollout_would_not_fit(change: dict[st
 def test_fingerprints_agree_where_only_the_cut_into_micro_batches_differs():
     other = dataclasses.replace(PLAN, groups_per_micro_batch=1, num_micro_batches=2)
     assert other.fingerprint() == PLAN.fingerprint()
+
+
+def test_the_clock_counts_the_steps_of_each_rollout():
+    clock, seen = RolloutClock(), []
+    for _ in range(7):
+        seen.append((clock.rollout, clock.step))
+        clock.tick(steps_per_rollout=3)
+    assert seen == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+def test_a_rollout_may_end_before_its_last_step():
+    clock = RolloutClock()
+    clock.tick(steps_per_rollout=3)
+    clock.end_rollout()
+    assert clock == RolloutClock(rollout=1, step=0)

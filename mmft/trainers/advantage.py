@@ -1,0 +1,303 @@
+"""What PPO and actor-critic share: rewards per token less the price of KL, advantages by name, the critic.
+
+The KL to the pretrained policy is part of the reward and the score of the reward functions arrives with the
+last token, as in Ziegler et al. 2019 (arXiv:1909.08593). A trainer adds its loss: `trainers.ppo`,
+`trainers.a2c`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mmft._masking import last_valid, masked_sum, masked_whiten, zero_outside
+from mmft.engine.scoring import Scores
+from mmft.errors import ConfigError
+from mmft.estimators.advantages import gae, group_advantages
+from mmft.estimators.returns import discounted_return, shift_values
+from mmft.estimators.rewards import penalize_missing_eos, per_token_rewards
+from mmft.objectives.kl import KLEstimator, adapted_kl_coef, kl_penalty
+from mmft.objectives.policy import approximate_kl, mean_entropy
+from mmft.objectives.value import explained_variance
+from mmft.trainers.config import OnlineConfig, check_range
+from mmft.trainers.experience import Experience, given
+from mmft.trainers.online import OnlineTrainer
+
+GROUP = "group"
+ESTIMATORS = ("gae", "td", "monte_carlo", GROUP)
+
+
+@dataclass
+class AdvantageConfig(OnlineConfig):
+    """Settings of `AdvantageTrainer`; names are those of TRL's last PPO where it had them."""
+
+    advantage_estimator: str = field(
+        default="gae",
+        metadata={
+            "help": "gae; td (one step), monte_carlo (the whole return); group: reward minus the mean of the "
+            "prompt's completions, without a critic."
+        },
+    )
+    scale_rewards: bool = field(
+        default=True, metadata={"help": "`group` only: divide by the standard deviation of the group."}
+    )
+    whiten_advantages: bool = field(
+        default=False,
+        metadata={
+            "help": "Shift and scale a rollout's advantages to mean 0, variance 1; not those of `group`."
+        },
+    )
+    kl_coef: float = field(
+        default=0.05, metadata={"help": "Price of leaving the reference policy; 0 needs none."}
+    )
+    kl_estimator: str = field(default="k1", metadata={"help": "Per-token KL estimate: k1 or k3."})
+    kl_target: float | None = field(
+        default=None,
+        metadata={"help": "Adapt `kl_coef` so that the KL stays here, in nats per completion."},
+    )
+    kl_horizon: int = field(
+        default=10_000, metadata={"help": "Completions over which `kl_coef` adapts; fewer is faster."}
+    )
+    early_stop_kl: float | None = field(
+        default=None,
+        metadata={"help": "End a rollout's passes once the policy has moved so far, in nats per token."},
+    )
+    entropy_coef: float = field(default=0.0, metadata={"help": "Bonus on the policy's entropy per token."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the critic's loss."})
+    critic_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the value head; `learning_rate` if unset. Same schedule."}
+    )
+    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
+    lam: float = field(default=0.95, metadata={"help": "lambda of GAE."})
+    whiten_rewards: bool = field(
+        default=False, metadata={"help": "Scale per-token rewards to unit variance."}
+    )
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Taken off the score of completions that were cut."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("kl_coef", "vf_coef", "entropy_coef"):
+            check_range(self, name, low=0)
+        for name in ("gamma", "lam"):
+            check_range(self, name, low=0, high=1)
+        for name in ("kl_target", "kl_horizon", "early_stop_kl", "critic_learning_rate"):
+            check_range(self, name, above=0)
+        if self.kl_estimator not in ("k1", "k3"):
+            raise ConfigError(f"`kl_estimator` must be 'k1' or 'k3'; got {self.kl_estimator!r}.")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ConfigError(
+                f"`kl_target` is {self.kl_target}, but `kl_coef` is 0, which no factor changes. Set "
+                "`kl_coef` to where the controller starts."
+            )
+        self._check_estimator()
+
+    def _check_estimator(self) -> None:
+        if self.advantage_estimator not in ESTIMATORS:
+            raise ConfigError(
+                f"`advantage_estimator` must be {', '.join(ESTIMATORS)}; got {self.advantage_estimator!r}."
+            )
+        if self.advantage_estimator != GROUP:
+            return
+        if self.num_generations < 2:
+            raise ConfigError(
+                "`advantage_estimator: group` compares completions of one prompt; set `num_generations` to "
+                f"at least 2 (got {self.num_generations})."
+            )
+        if self.critic_learning_rate is not None:
+            raise ConfigError(
+                f"`critic_learning_rate` is {self.critic_learning_rate}, but `advantage_estimator: group` "
+                "has no critic. Leave it out."
+            )
+
+
+class AdvantageTrainer(OnlineTrainer, abc.ABC):
+    """Policy gradients with advantages of any kind; arguments as in `OnlineTrainer`."""
+
+    args: AdvantageConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._adapted_kl_coef = self.args.kl_coef
+        self._moved = torch.zeros((), device=self.args.device)
+
+    @classmethod
+    def needs_critic(cls, args: AdvantageConfig) -> bool:
+        """Whether values are learned: not for advantages within groups."""
+        return args.advantage_estimator != GROUP
+
+    @classmethod
+    def needs_reference(cls, args: AdvantageConfig) -> bool:
+        """Whether KL has a price."""
+        return args.kl_coef != 0
+
+    @property
+    def kl_coef(self) -> float:
+        """The price of KL as it is now; `kl_target` moves it from rollout to rollout."""
+        return self.args.kl_coef if self.args.kl_target is None else self._adapted_kl_coef
+
+    @property
+    def discount(self) -> float:
+        """Per token."""
+        return self.args.gamma
+
+    def scoring_options(self) -> dict[str, Any]:
+        """Entropies with gradients, where they earn something."""
+        return {"entropy_gradients": True} if self.args.entropy_coef else {}
+
+    # Targets
+
+    def add_targets(self, experience: Experience) -> Experience:
+        """Per-token rewards, and what the named estimator makes of them."""
+        rewards = self._rewards(experience)
+        if not self.needs_critic(self.args):
+            return experience.with_tensors(advantages=self._group_advantages(rewards, experience))
+        args, mask, values = self.args, experience.train_mask, given(experience.values, "values")
+        # A cut completion is judged as it stands, so nothing follows its last token either.
+        ends = last_valid(mask)
+        advantages = gae(
+            rewards,
+            values,
+            shift_values(values, mask),
+            terminated=ends,
+            last=ends,
+            discount=args.gamma,
+            lam={"gae": args.lam, "td": 0.0, "monte_carlo": 1.0}[args.advantage_estimator],
+            mask=mask,
+        )
+        returns = advantages + values
+        variance = explained_variance(values, returns, mask, reduce=self._sum_over_processes)
+        self.metric_log.add("explained_variance", float(variance))
+        if args.whiten_advantages:
+            advantages = masked_whiten(advantages, mask, reduce=self._sum_over_processes)
+        return experience.with_tensors(advantages=advantages, returns=returns)
+
+    def _rewards(self, experience: Experience) -> Tensor:
+        """(N, R) what each token earned."""
+        args, mask, scores = self.args, experience.train_mask, experience.scores
+        kl = self._kl(experience)
+        if args.missing_eos_penalty is not None:
+            scores = penalize_missing_eos(scores, experience.ended, penalty=args.missing_eos_penalty)
+        rewards = per_token_rewards(scores, kl, mask, kl_coef=self.kl_coef)
+        self._adapt_kl_coef(kl, experience.completions.mask)
+        if experience.token_rewards is not None:
+            rewards = rewards + zero_outside(experience.token_rewards, mask)
+        if args.whiten_rewards:
+            rewards = masked_whiten(rewards, mask, shift_mean=False, reduce=self._sum_over_processes)
+        return rewards
+
+    def _group_advantages(self, rewards: Tensor, experience: Experience) -> Tensor:
+        """(N, R) every token of a completion gets the advantage of the whole."""
+        mask = experience.train_mask
+        totals = discounted_return(rewards, mask, discount=self.args.gamma)
+        totals = torch.where(experience.scores.isnan(), torch.nan, totals)  # unjudged, which is not 0
+        groups = experience.completions.prompt_index
+        advantages = group_advantages(totals, groups, scale=self.args.scale_rewards)
+        return zero_outside(advantages[:, None].expand_as(rewards), mask)
+
+    def _kl(self, experience: Experience) -> Tensor:
+        """(N, R) per-token KL to the reference; logged in nats per completion."""
+        old_logps = given(experience.old_logps, "old_logps")
+        if experience.ref_logps is None:
+            return torch.zeros_like(old_logps)
+        kl = kl_penalty(old_logps, experience.ref_logps, cast(KLEstimator, self.args.kl_estimator))
+        kl = kl * experience.completions.mask
+        self.metric_log.add_all("kl", kl.sum(1).tolist())
+        return kl
+
+    def _adapt_kl_coef(self, kl: Tensor, mask: Tensor) -> None:
+        """Moves the price of KL for the rollouts to come."""
+        args = self.args
+        if args.kl_target is None:
+            return
+        self.metric_log.add("kl_coef", self.kl_coef)
+        total, count = self._sum_over_processes(
+            torch.stack([masked_sum(kl, mask), torch.tensor(float(len(kl)), device=kl.device)])
+        ).tolist()
+        self._adapted_kl_coef = adapted_kl_coef(
+            self.kl_coef,
+            total / count,
+            target=args.kl_target,
+            horizon=args.kl_horizon,
+            num_samples=int(count),
+        )
+
+    # Updates
+
+    def compute_policy_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
+        """The algorithm's loss, less the entropy bonus."""
+        mask, tokens = batch.train_mask, int(batch.train_mask.sum())
+        loss = self.actor_critic_loss(scores, batch, num_tokens)
+        moved = approximate_kl(scores.logps, given(batch.old_logps, "old_logps"), mask, num_tokens=1)
+        self._moved = self._moved + moved
+        self.metric_log.add("approx_kl", float(moved) / max(tokens, 1), tokens)
+        if self.args.entropy_coef:
+            entropies = given(scores.entropies, "entropies")
+            loss = loss - self.args.entropy_coef * mean_entropy(entropies, mask, num_tokens=num_tokens)
+        return loss
+
+    @abc.abstractmethod
+    def actor_critic_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
+        """The loss of policy and critic on one micro-batch: a sum over its tokens by `num_tokens`."""
+
+    def log_parts(self, parts: Mapping[str, Tensor], num_tokens: Tensor, tokens: int) -> None:
+        """Logs sums over a micro-batch by `num_tokens` as means over its own tokens."""
+        for name, part in parts.items():
+            self.metric_log.add(name, float(part.detach() * num_tokens) / max(tokens, 1), tokens)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in `OnlineTrainer`; ends the passes over a rollout that the policy has moved away from."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._stop_early()
+        return loss
+
+    def _stop_early(self) -> None:
+        if self.args.early_stop_kl is not None and self.clock.step:
+            moved = self._sum_over_processes(self._moved) / self._num_tokens.clamp(min=1)
+            if moved > self.args.early_stop_kl:
+                self.clock.end_rollout()
+                self.metric_log.count("early_stops", float(self.is_world_process_zero()))
+        self._moved = torch.zeros_like(self._moved)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As in `transformers.Trainer`, with the critic's own learning rate."""
+        fresh = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if fresh and self.args.critic_learning_rate is not None:
+            critic = {id(p) for n, p in self.module.named_parameters() if n.startswith("value_head.")}
+            split_off(optimizer, critic, lr=self.args.critic_learning_rate)
+        return optimizer
+
+    # Checkpoints
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `OnlineTrainer`; a run that is not resumed starts at the configured price of KL."""
+        self._adapted_kl_coef = self.args.kl_coef
+        return super().train(*args, **kwargs)
+
+    def progress(self) -> dict[str, Any]:
+        """As in `OnlineTrainer`, and the price of KL."""
+        return super().progress() | {"kl_coef": self.kl_coef}
+
+    def restore_progress(self, progress: Mapping[str, Any]) -> None:
+        """Takes up what `progress` gave."""
+        super().restore_progress(progress)
+        self._adapted_kl_coef = progress["kl_coef"]
+
+
+def split_off(optimizer: torch.optim.Optimizer, chosen: set[int], **settings: Any) -> None:
+    """Gives parameters, named by `id`, groups of their own: the settings of their group, but for these."""
+    for group in list(optimizer.param_groups):
+        moved = [p for p in group["params"] if id(p) in chosen]
+        if moved:
+            group["params"] = [p for p in group["params"] if id(p) not in chosen]
+            optimizer.add_param_group(
+                {n: v for n, v in group.items() if n != "params"} | settings | {"params": moved}
+            )
