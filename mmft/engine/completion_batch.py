@@ -117,12 +117,17 @@ def group_completions(
             distinct.append(row)
     index = torch.tensor([numbers[row.key] for row in rows])
     order = index.argsort(stable=True)
-    lengths = torch.tensor([len(each) for each in ids])
-    width = max(int(lengths.max()), 1)
-    padded = torch.tensor([[*each, *[pad_id] * (width - len(each))] for each in ids])
-    mask = torch.arange(width) < lengths[:, None]
+    padded, mask = right_padded(ids, pad_id)
     return CompletionBatch(
         rows=distinct,
         completions=Completions(padded[order], mask[order], index[order]),
         place=order.argsort(),
     )
+
+
+def right_padded(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """(N, R) ids and where they are no padding, from N lists of ids."""
+    lengths = torch.tensor([len(each) for each in ids])
+    width = max(int(lengths.max()), 1)
+    padded = torch.tensor([[*each, *[pad_id] * (width - len(each))] for each in ids])
+    return padded, torch.arange(width) < lengths[:, None]

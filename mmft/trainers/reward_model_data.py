@@ -6,10 +6,8 @@ Shapes: B rows, C completions per row (2 of a preference, 1 of a rating).
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +18,9 @@ from mmft.data.rows import PromptDataset
 from mmft.engine.completion_batch import (
     CompletionBatch,
     CompletionTokenizer,
-    completion_text,
     group_completions,
 )
-from mmft.errors import ConfigError, DataError
+from mmft.trainers.columns import finite_numbers, needed_column, row_error, texts, token_ids
 from mmft.types import PromptRow
 
 PREFERENCE = ("chosen", "rejected")
@@ -108,11 +105,9 @@ class RewardDataset(Dataset[RewardRow]):
         self.tokenize = tokenize
         self.share_prompts = share_prompts
         columns = PREFERENCE if preferences else RATING
-        stored = [_needed_column(prompts, name, preferences) for name in columns]
-        self.texts: list[list[str]] = [
-            [self._checked(number, name, text) for name, text in zip(columns, texts, strict=True)]
-            for number, texts in enumerate(zip(*stored, strict=True))
-        ]
+        stored = [needed_column(prompts, name, _purpose(preferences)) for name in columns]
+        read = [texts(prompts, name, values) for name, values in zip(columns, stored, strict=True)]
+        self.texts = [list(row) for row in zip(*read, strict=True)]
         self.targets = self._targets(preferences)
         if preferences:
             self._check_difference()
@@ -124,45 +119,28 @@ class RewardDataset(Dataset[RewardRow]):
         prompt = self.prompts[number]
         if self.share_prompts:
             prompt = dataclasses.replace(prompt, key=content_key(prompt))
-        texts = self.texts[number]
-        whole, longest = [self.tokenize.whole(text) for text in texts], self.tokenize.max_length
-        if not all(whole):
-            raise self._error(number, "a completion is empty and the model has no end token. Drop the row.")
+        said, longest = self.texts[number], self.tokenize.max_length
+        whole = [token_ids(self.prompts, number, text, self.tokenize) for text in said]
         cut = any(len(ids) > longest for ids in whole)
-        return RewardRow(number, prompt, texts, [ids[:longest] for ids in whole], cut, self.targets[number])
+        return RewardRow(number, prompt, said, [ids[:longest] for ids in whole], cut, self.targets[number])
 
     def _targets(self, preferences: bool) -> list[float]:
         name = TARGETS[PREFERENCE if preferences else RATING]
         if preferences and self.prompts.column(name) is None:
             return [0.0] * len(self.texts)
-        values = _needed_column(self.prompts, name, preferences)
-        for number, value in enumerate(values):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise self._error(number, f"`{name}` must be a finite number; got {value!r}.")
-        return [float(value) for value in values]
-
-    def _checked(self, number: int, column: str, value: Any) -> str:
-        try:
-            return completion_text(value)
-        except TypeError as error:
-            raise self._error(number, f"`{column}`: {error}. Repair or drop it.") from error
+        values = needed_column(self.prompts, name, _purpose(preferences))
+        return finite_numbers(self.prompts, name, values)
 
     def _check_difference(self) -> None:
         for number, (chosen, rejected) in enumerate(self.texts):
             if chosen == rejected:
-                raise self._error(number, f"`chosen` and `rejected` are both {chosen!r}. Drop the row.")
-
-    def _error(self, number: int, problem: str) -> DataError:
-        return DataError(f"row {number} of {self.prompts.name!r}: {problem}")
+                problem = f"`chosen` and `rejected` are both {chosen!r}. Drop the row."
+                raise row_error(self.prompts, number, problem)
 
 
-def _needed_column(prompts: PromptDataset, name: str, preferences: bool) -> list[Any]:
-    values = prompts.column(name)
-    if values is None:
-        kind = "preferences (`loss_type: bradley_terry`)" if preferences else "ratings (`loss_type: mse`)"
-        needed = "`chosen` and `rejected`" if preferences else "`completion` and `rating`"
-        raise ConfigError(
-            f"the split {prompts.name!r} has no `{name}` column; {kind} need {needed}. Rename a column "
-            "(`rename_columns`), or set `loss_type` to what the data has."
-        )
-    return values
+def _purpose(preferences: bool) -> str:
+    kind = "preferences (`loss_type: bradley_terry`)" if preferences else "ratings (`loss_type: mse`)"
+    needed = "`chosen` and `rejected`" if preferences else "`completion` and `rating`"
+    return (
+        f"{kind} need {needed}. Rename a column (`rename_columns`), or set `loss_type` to what the data has."
+    )
