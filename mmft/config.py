@@ -1,24 +1,23 @@
-"""Settings of a run: one flat YAML file and `--field value` overrides, parsed by TRL's parser.
+"""Settings of a run: flat dataclasses, and everything one command was told. `cli.arguments` reads them.
 
-A recipe of `mmft ppo` serves `evaluate`, `generate` and `check` too. Unknown fields are errors that name the
-nearest one.
+What trains and scores a policy serves `ppo`, `a2c`, `rwl`, `evaluate`, `generate` and `check` alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mmft.errors import ConfigError
 from mmft.evaluation.settings import EvaluationSettings
-from mmft.trl_bridge import ModelConfig, TrlParser
+from mmft.trainers.registry import ALGORITHMS, DEFAULT_ALGORITHM
+from mmft.trl_bridge import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -40,7 +39,7 @@ class DataConfig:
         default=None,
         metadata={
             "help": "Hub id, folder, file, `imagefolder`, `parquet`, `json`, or the built-in `mmft/scenes`, "
-            "`mmft/scenes-preferences`, `mmft/scenes-ratings`."
+            "`mmft/scenes-preferences`, `mmft/scenes-ratings`, `mmft/scenes-rated-captions`."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
@@ -88,8 +87,15 @@ class DataConfig:
 
 @dataclass
 class ScriptConfig(EvaluationSettings, DataConfig):
-    """Settings of `mmft ppo`, `evaluate`, `generate` and `check` beside the model's and the trainer's."""
+    """Settings of online trainers' commands, `evaluate`, `generate` and `check` beside the model's and the
+    trainer's."""
 
+    algorithm: str = field(
+        default=DEFAULT_ALGORITHM,
+        metadata={
+            "help": f"Whose recipe this is: {', '.join(ALGORITHMS)}; `mmft a2c` takes a2c for granted."
+        },
+    )
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
@@ -201,7 +207,7 @@ class RunConfig:
     """`ScriptConfig`; `SFTScriptConfig` for `sft`, `RewardModelScriptConfig` for `reward-model`."""
     model: ModelConfig
     training: Any
-    """`PPOConfig`; TRL's `SFTConfig` for `sft`, `RewardModelConfig` for `reward-model`."""
+    """The algorithm's config; TRL's `SFTConfig` for `sft`, `RewardModelConfig` for `reward-model`."""
 
     def resolved(self) -> dict[str, Any]:
         """Every setting by which this run can be repeated.
@@ -225,109 +231,6 @@ class RunConfig:
         path.write_text(
             yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
-
-
-class ConfigParser(TrlParser):
-    """TRL's parser whose mistakes are `ConfigError`s and whose fields cannot be abbreviated."""
-
-    def __init__(self, dataclass_types: Iterable[Any]) -> None:
-        super().__init__(dataclass_types, allow_abbrev=False, add_help=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse where a value does not fit its field."""
-        raise ConfigError(f"{message}. See `--help` for the fields.")
-
-
-def script_types(command: str) -> tuple[Any, ...]:
-    """The dataclasses that hold the settings of a command."""
-    if command == "sft":
-        from mmft.trl_bridge import SFTConfig
-
-        return SFTScriptConfig, ModelConfig, SFTConfig
-    if command == "reward-model":
-        from mmft.trainers.reward_model import RewardModelConfig
-
-        return RewardModelScriptConfig, ModelConfig, RewardModelConfig
-    from mmft.trainers.ppo import PPOConfig
-
-    return ScriptConfig, ModelConfig, PPOConfig
-
-
-def parse_run(command: str, argv: Sequence[str]) -> RunConfig:
-    """The settings from `--config FILE` and overrides.
-
-    Raises:
-        ConfigError: unknown field, wrong value, settings at odds with each other, or no such file.
-    """
-    types = script_types(command)
-    parser = ConfigParser(types)
-    path, rest = split_config(argv)
-    known = {each.name for kind in types for each in dataclasses.fields(kind) if each.init}
-    for argument in rest:
-        if argument.startswith("--"):
-            name = argument[2:].partition("=")[0].replace("-", "_")
-            _check_known(name, known | {f"no_{each}" for each in known}, f"`--{name}`")
-    if path is not None:
-        settings = read_settings(path)
-        for name in settings:
-            _check_known(name, known, f"{path}: `{name}`")
-        # As text, so that the parser gives numbers their field's type: YAML reads 1e-5 as text, 8.0 as float.
-        parser.set_defaults_with_config(**{name: _as_text(value) for name, value in settings.items()})
-    try:
-        script, model, training = parser.parse_args_into_dataclasses(list(rest), look_for_args_file=False)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:  # raised by the checks of transformers' and TRL's own classes
-        raise ConfigError(" ".join(str(error).split())) from error
-    if training.output_dir == "trainer_output":
-        raise ConfigError(
-            "`output_dir` is missing; give the folder of the run, such as `output_dir: runs/mine`."
-        )
-    return RunConfig(script, model, training)
-
-
-def split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Takes `--config FILE` or `--config=FILE` out of the arguments."""
-    rest = [
-        part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
-    ]
-    if "--config" not in rest:
-        return None, rest
-    place = rest.index("--config")
-    if place + 1 == len(rest):
-        raise ConfigError("`--config` needs a file, such as `--config configs/quickstart.yaml`.")
-    path = Path(rest[place + 1])
-    del rest[place : place + 2]
-    return path, rest
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """A flat YAML mapping.
-
-    Raises:
-        ConfigError: no such file, no YAML, or no mapping.
-    """
-    if not path.is_file():
-        raise ConfigError(f"`--config` {path} is no file. Recipes to start from are in configs/.")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"`--config` {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"`--config` {path} must hold a mapping of fields to values.")
-    return settings
-
-
-def _check_known(name: str, known: Iterable[str], where: str) -> None:
-    known = set(known)
-    if name not in known:
-        near = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f"Did you mean `{near[0]}`?" if near else "`--help` lists the fields."
-        raise ConfigError(f"{where} is no field of this command. {hint}")
-
-
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _own_fields(training: type[TrainingArguments]) -> set[str]:

@@ -11,7 +11,7 @@ import yaml
 
 from mmft import trl_bridge
 from mmft.cli import COMMANDS
-from mmft.config import parse_run
+from mmft.cli.arguments import parse_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))

@@ -9,14 +9,20 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from mmft.trainers.registry import ALGORITHMS
+
 COMMANDS = {
-    "ppo": "train on rewards with PPO and a learned critic; held-out scores before and after",
+    "ppo": "train on rewards with PPO: a learned critic, or advantages within the group",
+    "a2c": "train on rewards with advantage actor-critic",
+    "rwl": "train on rewards with reward-weighted likelihood: own samples, or a dataset of rated completions",
     "sft": "warm start: learn to write the captions of a dataset (TRL's SFTTrainer)",
-    "reward-model": "learn a reward from preferences or ratings, for the `reward_funcs` of `mmft ppo`",
+    "reward-model": "learn a reward from preferences or ratings, for the commands above",
     "evaluate": "score a model, with or without an adapter, on held-out rows with any rewards",
     "generate": "write completions for the rows of a split",
     "check": "try a config on one prompt, show what would train, and report every problem found",
 }
+MODULES = {name: name.replace("-", "_") for name in COMMANDS} | dict.fromkeys(ALGORITHMS, "online")
+"""The module in `mmft.cli` that runs a command."""
 
 USAGE = """\
 Reinforcement-learning fine-tuning of pretrained vision-language models.
@@ -32,6 +38,7 @@ examples:
   mmft check --config configs/caption_ppo.yaml
   accelerate launch --config_file configs/accelerate/ddp.yaml -m mmft ppo --config configs/caption_ppo.yaml
 
+A recipe of another algorithm than PPO says so (`algorithm: a2c`) to evaluate, generate and check.
 `mmft COMMAND --help` lists the fields of a command, `mmft --version` says which mmft this is.
 """
 
@@ -55,10 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         return _refuse(command)
     if {"-h", "--help", "--help-all"} & set(arguments[1:]):
-        from mmft.cli.help import command_help
-
-        print(command_help(command, every_field="--help-all" in arguments))
-        return 0
+        return _help(command, arguments[1:])
     return _run(command, arguments[1:])
 
 
@@ -66,6 +70,24 @@ def usage() -> str:
     """What `mmft --help` prints."""
     width = max(map(len, COMMANDS))
     return USAGE.format(commands="\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()))
+
+
+def _help(command: str, arguments: Sequence[str]) -> int:
+    from mmft.cli.arguments import choose_algorithm
+    from mmft.cli.help import command_help
+    from mmft.errors import ConfigError
+
+    try:
+        algorithm = choose_algorithm(command, arguments, {})
+    except ConfigError as error:
+        return _mistake(command, error)
+    print(command_help(command, algorithm, every_field="--help-all" in arguments))
+    return 0
+
+
+def _mistake(command: str, error: Exception) -> int:
+    print(f"mmft {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 def _refuse(command: str) -> int:
@@ -82,15 +104,14 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 
     try:
         # Inside the guard: it imports torch for seconds, and a user may well press ctrl-C by then.
+        from mmft.cli.arguments import parse_run
         from mmft.cli.console import quiet_libraries
-        from mmft.config import parse_run
 
         quiet_libraries()
         run = parse_run(command, arguments)
-        return int(importlib.import_module(f"mmft.cli.{command.replace('-', '_')}").run(run))
+        return int(importlib.import_module(f"mmft.cli.{MODULES[command]}").run(run))
     except (ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError) as error:
-        print(f"mmft {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _mistake(command, error)
     except KeyboardInterrupt:
         print(
             f"\nmmft {command}: interrupted; `--resume_from_checkpoint true` continues a run.",

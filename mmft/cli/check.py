@@ -16,23 +16,19 @@ from typing import Any, TypeVar
 import torch
 
 from mmft.cli.console import number, say, table
-from mmft.cli.loading import (
-    Rewards,
-    held_out_prompts,
-    load_policy,
-    load_rewards,
-    parameter_counts,
-    train_prompts,
-)
+from mmft.cli.loading import held_out_prompts, load_policy, parameter_counts, train_prompts
+from mmft.cli.policies import Rewards, load_rewards, make_trainer, method
 from mmft.config import RunConfig
 from mmft.data.rows import PromptDataset
 from mmft.engine.reward_calls import is_async, is_two_phase, reward_batch
 from mmft.engine.sampling import sample_noise
 from mmft.errors import ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError
 from mmft.models.backbone import Backbone
+from mmft.models.freezing import trained_pretrained_weights
 from mmft.resolve import reward_checker
 from mmft.trainers.collector import Judged, ids_by_row
-from mmft.trainers.ppo import PPOTrainer
+from mmft.trainers.online import OnlineTrainer
+from mmft.trainers.registry import ALGORITHMS
 from mmft.types import RewardFunction
 
 MAX_BAD_ROWS = 20
@@ -67,7 +63,7 @@ class Findings:
 def run(config: RunConfig) -> int:
     """Looks at data, rewards and model one after the other, so that one run shows every problem."""
     findings = Findings()
-    rewards = findings.attempt(lambda: load_rewards(config.script))
+    rewards = findings.attempt(lambda: load_rewards(config))
     train_rows = findings.attempt(lambda: train_prompts(config.script))
     held_out = findings.attempt(lambda: held_out_prompts(config.script))
     for rows in (train_rows, held_out):
@@ -77,7 +73,8 @@ def run(config: RunConfig) -> int:
         check_arithmetic(config.training, len(train_rows), findings)
     backbone = findings.attempt(lambda: load_policy(config, train=True))
     if backbone is not None:
-        show_parts(backbone, config.training, findings)
+        show_parts(backbone, findings)
+        show_algorithm(config, backbone)
         if rewards is not None and train_rows is not None:
             findings.attempt(lambda: try_one_group(config, backbone, rewards, train_rows, findings))
     findings.show()
@@ -112,7 +109,7 @@ def check_arithmetic(args: Any, num_rows: int, findings: Findings) -> None:
         )
 
 
-def show_parts(backbone: Backbone, args: Any, findings: Findings) -> None:
+def show_parts(backbone: Backbone, findings: Findings) -> None:
     """Which parts train, and the memory that is certain: weights, gradients and AdamW's two moments."""
     counts = parameter_counts(backbone)
     rows = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
@@ -132,10 +129,17 @@ def show_parts(backbone: Backbone, args: Any, findings: Findings) -> None:
         findings.remarks.append(
             "vision, projector or input embeddings train (or carry adapters): nothing is cached"
         )
-    if trained and not backbone.has_adapters and args.kl_coef:
-        findings.remarks.append(
-            "a frozen copy of the trained weights is kept as the reference policy (`kl_coef` > 0)"
-        )
+
+
+def show_algorithm(config: RunConfig, backbone: Backbone) -> None:
+    """How it trains, and what is kept beside the policy for that."""
+    trainer = ALGORITHMS[config.script.algorithm].load_trainer()
+    critic = "a value head" if trainer.needs_critic(config.training) else "none"
+    reference = "none"
+    if trainer.needs_reference(config.training):
+        copied = bool(trained_pretrained_weights(backbone.model))
+        reference = "a frozen copy of the weights that train" if copied else "the policy without its adapters"
+    say(f"\nmethod: {method(config)}\ncritic: {critic}; reference policy: {reference}")
 
 
 def try_one_group(
@@ -144,7 +148,7 @@ def try_one_group(
     """Samples, judges and scores the completions of the first row, with a backward pass and no update."""
     with tempfile.TemporaryDirectory() as folder:  # the Trainer makes its output folder at once
         args = dataclasses.replace(config.training, output_dir=folder)
-        trainer = PPOTrainer(backbone, rewards.optimised, args, rows, None, eval_funcs=rewards.reported)
+        trainer = make_trainer(dataclasses.replace(config, training=args), backbone, rewards, rows, None)
     noise = sample_noise(args.seed, 0, range(args.num_generations), args.max_completion_length)
     judged = trainer.collector.judge([rows[0]], args.sampling_params(), noise, rewards=trainer.eval_suite)
     show_lengths(trainer, judged, findings)
@@ -159,7 +163,7 @@ def try_one_group(
     say(f"\npeak memory after one group, with gradients: {_mib(peak_memory())}{gpu_peak()}")
 
 
-def show_lengths(trainer: PPOTrainer, judged: Judged, findings: Findings) -> None:
+def show_lengths(trainer: OnlineTrainer, judged: Judged, findings: Findings) -> None:
     """Prompt and completion lengths, and whether prompts are shared in scoring."""
     args, backbone = trainer.args, trainer.actor_critic.backbone
     prompt = trainer.collector.encoder.inputs(judged.rows[0]).tensors["input_ids"].shape[-1]
@@ -205,7 +209,7 @@ def show_rewards(judged: Judged, findings: Findings) -> None:
 
 
 def check_protocol(
-    rewards: list[RewardFunction], trainer: PPOTrainer, judged: Judged, findings: Findings
+    rewards: list[RewardFunction], trainer: OnlineTrainer, judged: Judged, findings: Findings
 ) -> None:
     """Asks each reward in the ways a long run may: other orders, one sample, empty texts, missing columns.
 

@@ -26,7 +26,8 @@ from mmft.cli.evaluate_report import (
     versus_other,
 )
 from mmft.cli.evaluate_tables import comparison_markdown, tables
-from mmft.cli.loading import Rewards, load_policy, load_prompts, model_and_adapter, train_prompts
+from mmft.cli.loading import load_policy, load_prompts, model_and_adapter, train_prompts
+from mmft.cli.policies import AnsweringPolicy, Rewards, no_reward
 from mmft.cli.run_folder import row_records, unoptimised_measures, weights_of
 from mmft.config import RunConfig, ScriptConfig
 from mmft.data.rows import PromptDataset
@@ -39,7 +40,6 @@ from mmft.evaluation.settings import EvaluationSettings
 from mmft.report.record import Evaluation, spread, versions, write_json
 from mmft.report.statistics import answers, distinct_measures, estimates
 from mmft.resolve import resolve_rewards
-from mmft.trainers.ppo import PPOTrainer
 from mmft.trainers.reward_state import REWARDS_FILE
 
 EVALUATION_FILE = "evaluation.json"
@@ -157,11 +157,6 @@ def load_judges(script: ScriptConfig) -> Rewards:
     return Rewards(optimised or [no_reward], reported)
 
 
-def no_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-    """Judges nothing: for configs without rewards."""
-    return [None] * len(completions)
-
-
 def split_to_score(script: ScriptConfig) -> PromptDataset:
     """The held-out rows, or the training rows where the config names no others."""
     if script.eval_split is None:
@@ -180,20 +175,20 @@ def answer(config: RunConfig, task: Task, *, with_states: bool = False) -> Answe
         with_states: also give what the model sees of each row.
     """
     backbone = load_policy(config, train=False)
-    # Nothing trains, so no reference policy is needed.
-    training = dataclasses.replace(config.training, kl_coef=0.0)
+    training, rewards = config.training, task.rewards
     if not config.script.reward_funcs:
         training = dataclasses.replace(training, reward_weights=None)
-    rewards = task.rewards
-    trainer = PPOTrainer(backbone, rewards.optimised, training, None, task.rows, eval_funcs=rewards.reported)
-    ready_rewards(task.config, trainer.eval_suite)
-    evaluation = Evaluation.from_metrics(trainer.evaluate(), trainer.eval_samples)
-    weights = weights_of(trainer.eval_suite)
+    policy = AnsweringPolicy(
+        backbone, rewards.optimised, training, None, task.rows, eval_funcs=rewards.reported
+    )
+    ready_rewards(task.config, policy.eval_suite)
+    evaluation = Evaluation.from_metrics(policy.evaluate(), policy.eval_samples)
+    weights = weights_of(policy.eval_suite)
     if not with_states:
         return Answered(evaluation, weights)
     rows = [task.rows[index] for index in range(len(task.rows))]
-    encoder = trainer.collector.encoder
-    states = trainer.actor_critic.within_forward(lambda: combined_states(encoder, rows))
+    encoder = policy.collector.encoder
+    states = policy.actor_critic.within_forward(lambda: combined_states(encoder, rows))
     return Answered(evaluation, weights, states.double().numpy())
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mmft.cli.console import is_main_process, said_lines, say
-from mmft.cli.evaluate import no_reward, split_to_score
+from mmft.cli.evaluate import split_to_score
 from mmft.cli.loading import load_policy
+from mmft.cli.policies import AnsweringPolicy, no_reward
 from mmft.cli.run_folder import row_records
 from mmft.config import RunConfig
 from mmft.data.rows import PromptDataset
 from mmft.engine.sampling import SamplingParams, sample_noise
 from mmft.report.record import spread, write_json_lines
 from mmft.resolve import resolve_rewards
-from mmft.trainers.ppo import PPOTrainer
 
 GENERATIONS_FILE = "generations.jsonl"
 
@@ -28,10 +28,10 @@ def run(config: RunConfig) -> int:
     script = config.script
     rows = split_to_score(script)
     rewards = resolve_rewards([*script.reward_funcs, *script.eval_funcs])[0] or [no_reward]
-    training = dataclasses.replace(config.training, kl_coef=0.0, reward_weights=None)
-    trainer = PPOTrainer(load_policy(config, train=False), rewards, training, None, rows)
+    training = dataclasses.replace(config.training, reward_weights=None)
+    policy = AnsweringPolicy(load_policy(config, train=False), rewards, training, None, rows)
     target = Path(script.output_file or Path(config.training.output_dir) / GENERATIONS_FILE)
-    answers = list(completions(trainer, rows, do_sample=script.do_sample))
+    answers = list(completions(policy, rows, do_sample=script.do_sample))
     records = [row | {"completions": answer} for row, answer in zip(row_records(rows), answers, strict=True)]
     write_json_lines(target, records)
     for index in spread(script.num_samples, len(rows)):
@@ -43,10 +43,10 @@ def run(config: RunConfig) -> int:
 
 
 def completions(
-    trainer: PPOTrainer, rows: PromptDataset, *, do_sample: bool
+    policy: AnsweringPolicy, rows: PromptDataset, *, do_sample: bool
 ) -> Iterator[list[dict[str, Any]]]:
     """Per row its completions: one greedy, or `num_generations` sampled ones."""
-    args = trainer.args
+    args = policy.args
     params = args.sampling_params() if do_sample else greedy(args.max_completion_length)
     count = params.num_generations
     size = max(args.per_device_eval_batch_size // count, 1)
@@ -54,7 +54,7 @@ def completions(
         batch = [rows[index] for index in range(start, min(start + size, len(rows)))]
         numbers = range(start * count, (start + len(batch)) * count)
         noise = sample_noise(args.seed, 0, numbers, args.max_completion_length) if do_sample else None
-        judged = trainer.collector.judge(batch, params, noise)
+        judged = policy.collector.judge(batch, params, noise)
         totals, parts = judged.judgement.total.tolist(), judged.judgement.components
         for index, texts in enumerate(judged.texts):
             yield [

@@ -7,7 +7,9 @@ import textwrap
 from typing import Any
 
 from mmft.cli import COMMANDS
-from mmft.config import ALWAYS_RECORDED, script_types
+from mmft.cli.arguments import OTHER_TRAINING, script_types
+from mmft.config import ALWAYS_RECORDED
+from mmft.trainers.registry import ALGORITHMS
 
 WIDTH = 110
 NAMES = {
@@ -18,7 +20,11 @@ NAMES = {
     "RewardModelScriptConfig": "what to learn, and what to show",
     "ModelConfig": "model (TRL's ModelConfig)",
     "OnlineConfig": "rollouts",
+    "RegularizationConfig": "staying near the pretrained weights",
+    "AdvantageConfig": "advantages and the price of KL",
     "PPOConfig": "PPO",
+    "A2CConfig": "A2C",
+    "RewardWeightedConfig": "reward-weighted likelihood",
     "RewardModelConfig": "reward model",
     "_BaseConfig": "TRL's defaults",
     "SFTConfig": "supervised training (TRL's SFTConfig)",
@@ -29,8 +35,14 @@ COMMON = (
 )  # fmt: skip
 
 
-def command_help(command: str, *, every_field: bool = False) -> str:
-    """Fields in groups, each with its default and one line of help."""
+def command_help(command: str, algorithm: str, *, every_field: bool = False) -> str:
+    """Fields in groups, each with its default and one line of help.
+
+    Args:
+        command: whose help this is.
+        algorithm: whose fields, where the command serves several.
+        every_field: list transformers' fields too.
+    """
     lines = [
         f"mmft {command}: {COMMANDS[command]}",
         "",
@@ -38,8 +50,13 @@ def command_help(command: str, *, every_field: bool = False) -> str:
         "",
         "FILE is a flat YAML mapping of the fields below; `--field value` overrides it.",
     ]
+    if command not in (*ALGORITHMS, *OTHER_TRAINING):
+        lines.append(
+            f"These are the fields of a recipe with `algorithm: {algorithm}`; `mmft {command} --algorithm "
+            f"NAME --help` lists those of {', '.join(ALGORITHMS)}."
+        )
     shown: set[str] = set()
-    for kind in script_types(command):
+    for kind in script_types(command, algorithm):
         for owner in reversed(kind.__mro__):
             fields = [each for each in _own_fields(owner) if each.name not in shown]
             if owner.__name__ == "TrainingArguments" and not every_field:

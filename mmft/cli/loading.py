@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,23 +12,23 @@ from datasets import Dataset
 from torch import nn
 from transformers import set_seed
 
-from mmft.config import DataConfig, RunConfig, ScriptConfig
+from mmft.config import DataConfig, RunConfig
 from mmft.data.rows import PromptDataset, load_split
 from mmft.errors import ConfigError, DataError, UnsupportedModelError
 from mmft.models.backbone import Backbone, load_backbone, make_backbone
 from mmft.models.freezing import parameter_parts
 from mmft.models.seam import find_text_model
-from mmft.resolve import resolve_rewards
 from mmft.tiny import (
     PREFERENCES_NAME,
+    RATED_CAPTIONS_NAME,
     RATINGS_NAME,
     SCENES_NAME,
     load_preferences,
+    load_rated_captions,
     load_ratings,
     load_scenes,
 )
 from mmft.trl_bridge import get_peft_config, get_quantization_config
-from mmft.types import RewardFunction
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -39,27 +38,9 @@ BUILT_IN = {
     SCENES_NAME: load_scenes,
     PREFERENCES_NAME: load_preferences,
     RATINGS_NAME: load_ratings,
+    RATED_CAPTIONS_NAME: load_rated_captions,
 }
 """Datasets that are drawn rather than stored, by their `dataset_name`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rewards:
-    """What is optimised, and what is only reported."""
-
-    optimised: list[RewardFunction]
-    reported: list[RewardFunction]
-
-
-def load_rewards(script: ScriptConfig) -> Rewards:
-    """The rewards of a config.
-
-    Raises:
-        ConfigError: none is named, or a name cannot be resolved.
-    """
-    if not script.reward_funcs:
-        raise ConfigError("`reward_funcs` is empty; name at least one, such as `reward_funcs: [captioning]`.")
-    return Rewards(resolve_rewards(script.reward_funcs)[0], resolve_rewards(script.eval_funcs)[0])
 
 
 def load_rows(script: DataConfig, split: str, max_rows: int | None) -> Dataset:

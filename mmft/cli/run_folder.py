@@ -1,4 +1,4 @@
-"""The run folder of `mmft ppo` when training is over, and the short story on the terminal."""
+"""The run folder of an online trainer when training is over, and the short story on the terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from mmft.cli.console import change_table, said_lines, say
 from mmft.cli.launch import CONFIG_FILE, SUMMARY_FILE
 from mmft.cli.loading import merged_folder, model_and_adapter
+from mmft.cli.policies import is_offline, method
 from mmft.config import RunConfig
 from mmft.data.rows import PromptDataset
 from mmft.engine.judging import RewardSuite
@@ -30,19 +31,21 @@ from mmft.report.record import (
 from mmft.report.statistics import answers, compare_evaluations
 from mmft.tiny import CAPTIONER_NAME
 from mmft.trainers.callbacks import METRICS_FILE, SAMPLES_FILE
-from mmft.trainers.ppo import PPOTrainer
+from mmft.trainers.online import OnlineTrainer
 
 CURVES_FILE = "curves.png"
 OVERVIEW_FILE = "overview.png"
 
 
-def report(config: RunConfig, trainer: PPOTrainer, held_out: PromptDataset | None, outcome: Outcome) -> None:
+def report(
+    config: RunConfig, trainer: OnlineTrainer, held_out: PromptDataset | None, outcome: Outcome
+) -> None:
     """Writes summary, samples, pictures and the model card, and prints before and after."""
     folder = Path(config.training.output_dir)
     resampling = config.script.resampling(config.training.seed)
     means = outcome.after.means if outcome.after else {}
     judged = judge_training(outcome, unoptimised_measures(weights_of(trainer.eval_suite), means), resampling)
-    summary = summarize(trainer, outcome) | judged
+    summary = summarize(config.script.algorithm, trainer, outcome) | judged
     write_json(folder / SUMMARY_FILE, summary)
     page = card(config, trainer, outcome, judged["warnings"])
     (folder / "README.md").write_text(page, encoding="utf-8")
@@ -61,12 +64,16 @@ def report(config: RunConfig, trainer: PPOTrainer, held_out: PromptDataset | Non
     say("\n" + closing(folder, summary))
 
 
-def summarize(trainer: PPOTrainer, outcome: Outcome) -> dict[str, Any]:
+def summarize(algorithm: str, trainer: OnlineTrainer, outcome: Outcome) -> dict[str, Any]:
     """What summary.json holds."""
     verification = trainer.collector.verification
     name = "rewards/unjudged_share"
     unjudged = [line[name] for line in trainer.state.log_history if name in line]
     return {
+        "algorithm": algorithm,
+        "trainer": type(trainer).__name__,
+        "critic": trainer.needs_critic(trainer.args),
+        "reference": trainer.needs_reference(trainer.args),
         "before": outcome.before.means if outcome.before else None,
         "after": outcome.after.means if outcome.after else None,
         "held_out_rows": len(outcome.after.samples) if outcome.after else 0,
@@ -190,7 +197,7 @@ def masked_text(masked: Mapping[str, int]) -> str:
     )
 
 
-def card(config: RunConfig, trainer: PPOTrainer, outcome: Outcome, warnings: Sequence[str] = ()) -> str:
+def card(config: RunConfig, trainer: OnlineTrainer, outcome: Outcome, warnings: Sequence[str] = ()) -> str:
     """The run's model card."""
     base, adapter = model_and_adapter(config)
     return model_card(
@@ -198,7 +205,10 @@ def card(config: RunConfig, trainer: PPOTrainer, outcome: Outcome, warnings: Seq
             folder=str(config.training.output_dir),
             base=base if adapter is None else str(merged_folder(config)),
             dataset=str(config.script.dataset_name),
-            rewards=trainer.reward_suite.names,
+            # Offline, `reward_funcs` judge held-out rows only.
+            rewards=["reward"] if is_offline(config) else trainer.reward_suite.names,
+            algorithm=config.script.algorithm,
+            method=method(config),
             settings=config.resolved(),
             changes=outcome.changes,
             warnings=warnings,

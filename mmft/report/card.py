@@ -14,14 +14,14 @@ CARD = """\
 
 # {title}
 
-{base} trained with PPO and a learned critic by mmft on `{dataset}`, to raise: {rewards}.
+{base} trained by mmft with {method} on `{dataset}`, to raise: {rewards}.
 
 {results}{warnings}
 ## Settings
 
 {settings}
 
-The whole configuration is in `config.yaml`; `mmft ppo --config config.yaml` repeats the run.
+The whole configuration is in `config.yaml`; `mmft {algorithm} --config config.yaml` repeats the run.
 
 ## Use
 
@@ -49,8 +49,10 @@ PACKAGED_USAGE = "from mmft.tiny import captioner_path  # the base model ships w
 SHOWN_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs", "num_generations",
-    "max_completion_length", "temperature", "eval_temperature", "kl_coef", "kl_estimator", "gamma", "lam",
-    "use_peft", "lora_r", "lora_alpha", "seed",
+    "max_completion_length", "temperature", "eval_temperature", "advantage_estimator", "kl_coef",
+    "kl_estimator", "kl_target", "early_stop_kl", "entropy_coef", "vf_coef", "critic_learning_rate",
+    "gamma", "lam", "trainable", "use_peft", "peft_method", "adapt", "lora_r", "lora_alpha", "l2_pretrained_coef",
+    "l2_adapter_coef", "seed",
 )  # fmt: skip
 
 
@@ -58,10 +60,15 @@ SHOWN_SETTINGS = (
 class CardFacts:
     """What a card says."""
 
+    algorithm: str
+    """The command that trained."""
+    method: str
+    """The algorithm in words."""
     folder: str
     base: str
     dataset: str
     rewards: Sequence[str]
+    """What was optimised."""
     settings: Mapping[str, Any]
     changes: Sequence[Change]
     num_rows: int
@@ -79,15 +86,21 @@ def model_card(facts: CardFacts) -> str:
         title=facts.folder.rstrip("/").rsplit("/", 1)[-1],
         base=f"`{facts.base}`",
         dataset=facts.dataset,
+        algorithm=facts.algorithm,
+        method=facts.method,
         rewards=", ".join(f"`{name}`" for name in facts.rewards),
         results=_results(facts),
         warnings=_warnings(facts),
-        settings="\n".join(
-            f"- {name}: {facts.settings[name]}" for name in SHOWN_SETTINGS if name in facts.settings
-        ),
+        settings="\n".join(f"- {name}: {value}" for name, value in _settings(facts)),
         usage=_usage(facts),
         versions="\n".join(f"- {name} {version}" for name, version in facts.versions.items()),
     )
+
+
+def _settings(facts: CardFacts) -> list[tuple[str, Any]]:
+    """Those that matter, in order, without what was left unset."""
+    told = [(name, facts.settings.get(name)) for name in SHOWN_SETTINGS]
+    return [(name, value) for name, value in told if value is not None]
 
 
 def _metadata(facts: CardFacts) -> str:
@@ -95,9 +108,8 @@ def _metadata(facts: CardFacts) -> str:
     # The hub checks this field against its own models, so a folder must not stand in it.
     if facts.base.count("/") == 1 and not facts.packaged_base and not facts.base.startswith((".", "/")):
         lines.append(f"base_model: {facts.base}")
-    return "\n".join(
-        [*lines, "pipeline_tag: image-text-to-text", "tags: [mmft, ppo, reinforcement-learning]", ""]
-    )
+    tags = f"tags: [mmft, {facts.algorithm}, reinforcement-learning]"
+    return "\n".join([*lines, "pipeline_tag: image-text-to-text", tags, ""])
 
 
 def _results(facts: CardFacts) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of a run: reward and KL over the steps, and held-out pictures with what was said about them."""
+"""Pictures of a run: reward and what it cost over the steps, and what was said about held-out pictures."""
 
 from __future__ import annotations
 
@@ -15,22 +15,29 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8540a", "#777777"
 SMOOTHING = 0.8
+PRICES = {
+    "kl": "KL to the pretrained policy (nats per completion)",
+    "regularization/distance": "distance to the pretrained weights",
+}
+"""What a reward may be bought with; drawn beside it where it was logged."""
 
 
 def draw_curves(
     history: Sequence[Mapping[str, Any]], path: Path, held_out: tuple[float, float] | None = None
 ) -> None:
-    """Writes reward and KL over optimizer steps as a PNG.
+    """Writes the reward and its prices over optimizer steps as a PNG; where none was logged, the loss.
 
     Args:
-        history: log lines with `step`, `reward` and perhaps `kl`.
+        history: log lines with `step`, `reward` and perhaps some of `PRICES`.
         path: of the picture.
         held_out: mean held-out reward before and after, marked at both ends.
     """
-    figure = _figure(9.0, 3.4)
-    left, right = figure.subplots(1, 2)
-    _draw_reward(left, history, held_out)
-    _draw_kl(right, history)
+    panels = _panels(history)
+    figure = _figure(4.5 * (1 + len(panels)), 3.4)
+    first, *others = figure.subplots(1, 1 + len(panels))
+    _draw_reward(first, history, held_out)
+    for axes, (name, title) in zip(others, panels.items(), strict=True):
+        _draw_series(axes, history, name, title)
     _save(figure, path)
 
 
@@ -53,7 +60,8 @@ def draw_overview(
     left, right = halves
     upper, lower = left.subplots(2, 1)
     _draw_reward(upper, history, held_out)
-    _draw_kl(lower, history)
+    name, title = next(iter(_panels(history).items()))
+    _draw_series(lower, history, name, title)
     if samples:
         rows = right.subplots(len(samples), 2, width_ratios=[1.0, 4.6], squeeze=False)
         for (picture, text), (image, before, after) in zip(rows, samples, strict=True):
@@ -109,11 +117,17 @@ def _draw_reward(
         axes.legend(frameon=False, loc="best", fontsize=9)
 
 
-def _draw_kl(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    steps, values = _series(history, "kl")
+def _panels(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What is drawn beside the reward: name and title."""
+    logged = {name: title for name, title in PRICES.items() if _series(history, name)[0]}
+    return logged or {"loss": "loss"}
+
+
+def _draw_series(axes: Axes, history: Sequence[Mapping[str, Any]], name: str, title: str) -> None:
+    steps, values = _series(history, name)
     axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
     axes.plot(steps, smoothed(values), color=BLUE, linewidth=2)
-    _finish(axes, "KL to the pretrained policy (nats per completion)")
+    _finish(axes, title)
 
 
 def _finish(axes: Axes, title: str) -> None:

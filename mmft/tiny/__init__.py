@@ -13,6 +13,7 @@ from mmft.models.packaged import CAPTIONER_NAME, model_path
 if TYPE_CHECKING:
     from mmft.tiny.facts import true_fact_share
     from mmft.tiny.preferences import load_preferences, load_ratings
+    from mmft.tiny.rated_captions import load_rated_captions
     from mmft.tiny.scenes import PROMPT, load_scenes
 
 SCENES_NAME = "mmft/scenes"
@@ -21,11 +22,14 @@ PREFERENCES_NAME = "mmft/scenes-preferences"
 """The same for pictures with a true and a false caption."""
 RATINGS_NAME = "mmft/scenes-ratings"
 """The same for pictures with one caption and the share of it that is true."""
+RATED_CAPTIONS_NAME = "mmft/scenes-rated-captions"
+"""The same for pictures with several captions, terse or full, true or not, and their rewards."""
 
 # Public name -> the module that defines it.
 _HOMES = {
     "PROMPT": "mmft.tiny.scenes",
     "load_preferences": "mmft.tiny.preferences",
+    "load_rated_captions": "mmft.tiny.rated_captions",
     "load_ratings": "mmft.tiny.preferences",
     "load_scenes": "mmft.tiny.scenes",
     "true_fact_share": "mmft.tiny.facts",
@@ -35,10 +39,12 @@ __all__ = [
     "CAPTIONER_NAME",
     "PREFERENCES_NAME",
     "PROMPT",
+    "RATED_CAPTIONS_NAME",
     "RATINGS_NAME",
     "SCENES_NAME",
     "captioner_path",
     "load_preferences",
+    "load_rated_captions",
     "load_ratings",
     "load_scenes",
     "true_fact_share",

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from mmft.cli import main
+from mmft.cli.arguments import parse_run
 from mmft.cli.evaluate import ready_rewards
 from mmft.cli.evaluate_inputs import NO_GROUP, group_columns
-from mmft.config import parse_run
 from mmft.data.rows import PromptDataset
 from mmft.engine.judging import RewardSuite
 from mmft.evaluation.settings import EvaluationSettings

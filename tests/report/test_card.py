@@ -19,6 +19,8 @@ FACTS = CardFacts(
     num_rows=12,
     versions={"torch": "2.0"},
     adapter=True,
+    algorithm="a2c",
+    method="A2C and a learned critic",
 )
 
 
@@ -32,6 +34,19 @@ def test_the_card_of_an_adapter_names_its_base_for_the_hub():
     assert "PeftModel.from_pretrained(base, 'runs/mine')" in card
     assert "- learning_rate: 0.001" in card
     assert "not shown" not in card
+
+
+def test_the_card_names_the_algorithm_and_the_command_that_repeats_the_run():
+    card = model_card(FACTS)
+    assert "trained by mmft with A2C and a learned critic on `imagefolder`, to raise: `captioning`." in card
+    assert "`mmft a2c --config config.yaml` repeats the run" in card
+    assert yaml.safe_load(card.split("---")[1])["tags"] == ["mmft", "a2c", "reinforcement-learning"]
+
+
+def test_settings_that_were_left_unset_are_not_listed():
+    card = model_card(dataclasses.replace(FACTS, settings={"kl_target": None, "entropy_coef": 0.0}))
+    assert "kl_target" not in card
+    assert "- entropy_coef: 0.0" in card
 
 
 def test_the_card_of_a_whole_model_loads_it_directly():

@@ -32,6 +32,18 @@ def test_curves_show_the_history(tmp_path: Path):
     assert (one != other).any()
 
 
+def test_every_price_that_was_logged_has_a_panel_of_its_own(tmp_path: Path):
+    far = [{**line, "regularization/distance": 0.2 * line["step"]} for line in HISTORY]
+    free = [{name: value for name, value in line.items() if name != "kl"} for line in HISTORY]
+    widths = {}
+    for name, history in {"kl": HISTORY, "both": far, "none": free}.items():
+        draw_curves(history, tmp_path / "curves.png")
+        draw_overview(history, [], tmp_path / "overview.png")
+        widths[name] = drawn(tmp_path / "curves.png").shape[1]
+    assert widths["both"] == widths["kl"] * 3 / 2
+    assert widths["none"] == widths["kl"], "the loss takes the place of a price that nobody pays"
+
+
 @pytest.mark.parametrize("history", [[], HISTORY[:1], HISTORY[5:]], ids=["empty", "one", "no reward"])
 def test_curves_of_a_run_that_hardly_began_are_drawn_too(history: list[dict[str, float]], tmp_path: Path):
     draw_curves(history, tmp_path / "curves.png", (0.1, 0.2))

@@ -1,4 +1,4 @@
-"""`mmft ppo`: held-out scores, training, held-out scores again, and a run folder that tells the story."""
+"""`mmft ppo`, `a2c`, `rwl`: held-out scores, training, held-out scores again, and a run folder."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ from mmft.cli.console import is_main_process, say
 from mmft.cli.evaluate_inputs import Metrics, load_metrics
 from mmft.cli.evaluate_report import completions
 from mmft.cli.launch import CONFIG_FILE, opening, train
-from mmft.cli.loading import (
-    held_out_prompts,
-    load_policy,
-    load_rewards,
-    train_prompts,
-)
+from mmft.cli.loading import held_out_prompts, load_policy, train_prompts
+from mmft.cli.policies import load_rewards, make_trainer
 from mmft.cli.run_folder import report
 from mmft.config import RunConfig
 from mmft.report.record import Evaluation, Outcome
-from mmft.trainers.ppo import PPOTrainer
+from mmft.trainers.online import OnlineTrainer
 
 
 def run(config: RunConfig) -> int:
     """Trains as the config says; every process calls it, the first one writes and prints."""
-    rewards = load_rewards(config.script)
+    rewards = load_rewards(config)
     train_rows, held_out = train_prompts(config.script), held_out_prompts(config.script)
     metrics = load_metrics(config.script.metrics, held_out) if held_out is not None else None
     backbone = load_policy(config, train=True, keep_base=is_main_process())
@@ -30,9 +26,7 @@ def run(config: RunConfig) -> int:
     if is_main_process():
         config.save(folder / CONFIG_FILE)
     say(opening(config, backbone, len(train_rows), len(held_out or [])))
-    trainer = PPOTrainer(
-        backbone, rewards.optimised, config.training, train_rows, held_out, eval_funcs=rewards.reported
-    )
+    trainer = make_trainer(config, backbone, rewards, train_rows, held_out)
     before = evaluate(trainer, "before", metrics)
     seconds = train(trainer)
     after = evaluate(trainer, "after", metrics)
@@ -42,7 +36,7 @@ def run(config: RunConfig) -> int:
     return 0
 
 
-def evaluate(trainer: PPOTrainer, when: str, metrics: Metrics | None) -> Evaluation | None:
+def evaluate(trainer: OnlineTrainer, when: str, metrics: Metrics | None) -> Evaluation | None:
     """Scores the held-out rows; None where there are none."""
     if trainer.eval_dataset is None or metrics is None:
         return None

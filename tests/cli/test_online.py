@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 from mmft.cli import main
+from mmft.cli.arguments import parse_run
 from mmft.cli.loading import load_policy
-from mmft.config import parse_run
 from tests.cli.support import SETTINGS, lines, summary, write_config
 
 

@@ -1,0 +1,191 @@
+"""From the words of a command line to settings: one flat YAML file and `--field value` overrides.
+
+TRL's parser does the work. Which trainer's fields a recipe may hold is decided before: by the command, and
+for `evaluate`, `generate` and `check` by the recipe's `algorithm`. Unknown fields are errors that name the
+nearest one, or the command that knows them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from mmft.config import RewardModelScriptConfig, RunConfig, ScriptConfig, SFTScriptConfig
+from mmft.errors import ConfigError
+from mmft.trainers.registry import ALGORITHMS, DEFAULT_ALGORITHM
+from mmft.trl_bridge import ModelConfig, TrlParser
+
+OTHER_TRAINING = ("sft", "reward-model")
+"""Commands that train something else than a policy on rewards."""
+
+
+class ConfigParser(TrlParser):
+    """TRL's parser whose mistakes are `ConfigError`s and whose fields cannot be abbreviated."""
+
+    def __init__(self, dataclass_types: Iterable[Any]) -> None:
+        super().__init__(dataclass_types, allow_abbrev=False, add_help=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse where a value does not fit its field."""
+        raise ConfigError(f"{message}. See `--help` for the fields.")
+
+
+def script_types(command: str, algorithm: str = DEFAULT_ALGORITHM) -> tuple[Any, ...]:
+    """The dataclasses that hold the settings of a command; `algorithm` decides where the command does not."""
+    if command == "sft":
+        from mmft.trl_bridge import SFTConfig
+
+        return SFTScriptConfig, ModelConfig, SFTConfig
+    if command == "reward-model":
+        from mmft.trainers.reward_model import RewardModelConfig
+
+        return RewardModelScriptConfig, ModelConfig, RewardModelConfig
+    return ScriptConfig, ModelConfig, ALGORITHMS.get(command, ALGORITHMS[algorithm]).load_config()
+
+
+def parse_run(command: str, argv: Sequence[str]) -> RunConfig:
+    """The settings from `--config FILE` and overrides.
+
+    Raises:
+        ConfigError: unknown field, wrong value, settings at odds with each other, or no such file.
+    """
+    path, rest = split_config(argv)
+    settings = {} if path is None else read_settings(path)
+    algorithm = choose_algorithm(command, rest, settings)
+    types = script_types(command, algorithm)
+    _check_fields(command, algorithm, _field_names(types), rest, settings, path)
+    parser = ConfigParser(types)
+    if command not in OTHER_TRAINING:
+        settings = settings | {"algorithm": algorithm}
+    # As text, so that the parser gives numbers their field's type: YAML reads 1e-5 as text, 8.0 as float.
+    parser.set_defaults_with_config(**{name: _as_text(value) for name, value in settings.items()})
+    try:
+        script, model, training = parser.parse_args_into_dataclasses(
+            [_as_json(word) for word in rest], look_for_args_file=False
+        )
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:  # raised by the checks of transformers' and TRL's own classes
+        raise ConfigError(" ".join(str(error).split())) from error
+    if training.output_dir == "trainer_output":
+        raise ConfigError(
+            "`output_dir` is missing; give the folder of the run, such as `output_dir: runs/mine`."
+        )
+    return RunConfig(script, model, training)
+
+
+def choose_algorithm(command: str, words: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """Whose fields the settings may hold: what `--algorithm` or the recipe says, else the command's own.
+
+    Raises:
+        ConfigError: it is none, or the recipe is for another command.
+    """
+    said = _value_of("--algorithm", words) or settings.get("algorithm")
+    if said is None:
+        return command if command in ALGORITHMS else DEFAULT_ALGORITHM
+    if said not in tuple(ALGORITHMS):
+        raise ConfigError(f"`algorithm` must be one of {', '.join(ALGORITHMS)}; got {said!r}.")
+    if said != command and command in (*ALGORITHMS, *OTHER_TRAINING):
+        raise ConfigError(f"`algorithm` is {said}: this recipe is for `mmft {said}`.")
+    return str(said)
+
+
+def split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Takes `--config FILE` or `--config=FILE` out of the arguments."""
+    rest = [
+        part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
+    if "--config" not in rest:
+        return None, rest
+    place = rest.index("--config")
+    if place + 1 == len(rest):
+        raise ConfigError("`--config` needs a file, such as `--config configs/quickstart.yaml`.")
+    path = Path(rest[place + 1])
+    del rest[place : place + 2]
+    return path, rest
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A flat YAML mapping.
+
+    Raises:
+        ConfigError: no such file, no YAML, or no mapping.
+    """
+    if not path.is_file():
+        raise ConfigError(f"`--config` {path} is no file. Recipes to start from are in configs/.")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"`--config` {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"`--config` {path} must hold a mapping of fields to values.")
+    return settings
+
+
+def _check_fields(
+    command: str,
+    algorithm: str,
+    known: set[str],
+    words: Sequence[str],
+    settings: Mapping[str, Any],
+    path: Path | None,
+) -> None:
+    """Refuses the first field, on the command line or in the recipe, that is none."""
+    negated = {f"no_{name}" for name in known}
+    flags = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    wrong = [(name, f"`--{name}`") for name in flags if name not in known | negated]
+    wrong += [(name, f"{path}: `{name}`") for name in settings if name not in known]
+    if wrong:
+        name, where = wrong[0]
+        raise ConfigError(f"{where} {_what_is_wrong(command, algorithm, name, known)}")
+
+
+def _what_is_wrong(command: str, algorithm: str, name: str, known: set[str]) -> str:
+    owners = [] if command in OTHER_TRAINING else _owners(name)
+    if owners:
+        there = " and ".join(f"`mmft {each}`" for each in owners)
+        remedy = "Leave it out" if command in ALGORITHMS else f"Write `algorithm: {owners[0]}`"
+        return f"is a field of {there}; this recipe is for `mmft {algorithm}`. {remedy}, or run that."
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = f"Did you mean `{near[0]}`?" if near else "`--help` lists the fields."
+    return f"is no field of this command. {hint}"
+
+
+def _owners(name: str) -> list[str]:
+    """The algorithms whose settings have that field."""
+    return [each.name for each in ALGORITHMS.values() if name in _field_names((each.load_config(),))]
+
+
+def _field_names(types: Iterable[Any]) -> set[str]:
+    return {each.name for kind in types for each in dataclasses.fields(kind) if each.init}
+
+
+def _value_of(flag: str, words: Sequence[str]) -> str | None:
+    """What follows the flag, as a word of its own or behind `=`."""
+    for place, word in enumerate(words):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+        if word == flag and place + 1 < len(words):
+            return words[place + 1]
+    return None
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _as_json(word: str) -> str:
+    """A mapping in YAML's flow style as JSON, which is all that transformers' own fields read."""
+    if not word.startswith("{"):
+        return word
+    try:
+        value = yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word  # the field it belongs to says what is wrong
+    return json.dumps(value) if isinstance(value, dict) else word
