@@ -112,8 +112,8 @@ def check_weights(weights: Tensor, *, weighting: Weighting = "reward") -> None:
     if weights.any():
         return
     reason = {
-        "reward": "every reward is 0 or missing. Check what gives them, or choose `weighting: exponential`, for "
-        "which only differences count.",
+        "reward": "every reward is 0 or missing. Check what gives them, or choose `weighting: exponential`, "
+        "for which only differences count.",
         "baseline": "every reward equals its baseline or is missing. Check that rewards differ; under "
         "`baseline: group`, that samples of one prompt do.",
     }.get(weighting, "every reward is missing. Check what gives them.")
@@ -132,8 +132,8 @@ def _check_rewards(rewards: Tensor, *, may_be_negative: bool) -> None:
     if len(negative) and not may_be_negative:
         i = int(negative[0])
         raise ConfigError(
-            f"`rewards[{i}]` is {float(rewards[i]):g}, but `weighting: reward` takes rewards >= 0: a negative "
-            "weight pushes likelihood down without bound. Choose `weighting: exponential`, or set "
+            f"`rewards[{i}]` is {float(rewards[i]):g}, but `weighting: reward` takes rewards >= 0: a "
+            "negative weight pushes likelihood down without bound. Choose `weighting: exponential`, or set "
             "`allow_negative: true`."
         )
 

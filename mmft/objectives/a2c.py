@@ -23,8 +23,9 @@ def a2c_loss(
         loss = L_actor + alpha L_TD
              = (1/N) sum_bt mask * (-A_bt log pi(a_bt | s_bt) + alpha (target_bt - V(s_bt))^2)
 
-    N = `num_tokens`. alpha = 0 is the policy gradient, advantages of 0 leave the critic's loss. Without a critic `values` and
-    `targets` are None. Only `logps` and `values` get a gradient. Shapes: all (B, T) -> ().
+    N = `num_tokens`. alpha = 0 is the policy gradient, advantages of 0 leave the critic's loss. Without a
+    critic `values` and `targets` are None. Only `logps` and `values` get a gradient.
+    Shapes: all (B, T) -> ().
 
     Raises:
         ValueError: `alpha` is not 0, but there are no values or no targets.

@@ -60,8 +60,8 @@ def adapted_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: float,
         raise ConfigError(f"`target` of the KL must be > 0; got {target}. Without one the price stays.")
     if horizon <= MAX_ERROR * num_samples:
         raise ConfigError(
-            f"`horizon` of the KL must be more than {MAX_ERROR:g} of a rollout's {num_samples} samples, or its "
-            f"price may not stay positive; got {horizon:g}. Choose at least {num_samples}."
+            f"`horizon` of the KL must be more than {MAX_ERROR:g} of a rollout's {num_samples} samples, or "
+            f"its price may not stay positive; got {horizon:g}. Choose at least {num_samples}."
         )
     if not math.isfinite(kl):
         raise NonFiniteError(f"The KL to the reference is {kl}: the price of KL cannot follow it.")

@@ -1,4 +1,4 @@
-"""The clipped surrogate and its diagnostics: hand numbers, a loop, gradients, invariances."""
+"""Losses of the policy and their diagnostics: hand numbers, a loop, gradients, invariances."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmft.objectives.policy import approximate_kl, clip_fraction, clipped_policy_loss, mean_entropy
+from mmft.objectives.policy import (
+    approximate_kl,
+    clip_fraction,
+    clipped_policy_loss,
+    mean_entropy,
+    policy_gradient_loss,
+    reward_weighted_loss,
+)
 from tests.reference import objectives as reference
 
 LOG2 = math.log(2)
@@ -176,3 +183,157 @@ def test_mean_entropy_hand_computed_with_gradient():
     mean.backward()
     assert mean.item() == 2
     assert entropies.grad.tolist() == [[0.5, 0.5, 0]]
+
+
+def gradient_batch() -> dict[str, Any]:
+    batch = random_batch()
+    return {name: batch[name] for name in ("logps", "advantages", "mask")}
+
+
+def weighted_batch() -> dict[str, Any]:
+    batch = random_batch()
+    return {"logps": batch["logps"], "weights": torch.rand(6, dtype=torch.float64), "mask": batch["mask"]}
+
+
+PLAIN_LOSSES = pytest.mark.parametrize(
+    ("loss_of", "make_batch"),
+    [(policy_gradient_loss, gradient_batch), (reward_weighted_loss, weighted_batch)],
+    ids=["policy gradient", "reward-weighted"],
+)
+
+
+def test_policy_gradient_loss_hand_computed():
+    # -(2 * -1 + -3 * -0.5) / 2 = 0.25, the padded token not counted
+    loss = policy_gradient_loss(row(-1, -0.5, 7), row(2, -3, 7), row(1, 1, 0), num_tokens=2)
+    assert loss.item() == 0.25
+
+
+def test_reward_weighted_loss_hand_computed():
+    # weight 2 on log-probs -1 and -3, weight 0.5 on -4: -(2 * -4 + 0.5 * -4) / 3 = 10 / 3
+    logps, mask = torch.tensor([[-1.0, -3.0], [-4.0, 9.0]]), torch.tensor([[1, 1], [1, 0]])
+    loss = reward_weighted_loss(logps, torch.tensor([2.0, 0.5]), mask, num_tokens=3)
+    torch.testing.assert_close(loss.item(), 10 / 3)
+
+
+def test_policy_gradient_loss_is_the_loop_over_tokens():
+    batch = gradient_batch()
+    tokens = zip(*(batch[name][batch["mask"]].tolist() for name in ("logps", "advantages")), strict=True)
+    expected = reference.policy_gradient_loss(tokens, num_tokens=17)
+    torch.testing.assert_close(policy_gradient_loss(**batch, num_tokens=17).item(), expected)
+
+
+def test_reward_weighted_loss_is_the_loop_over_samples():
+    batch = weighted_batch()
+    logps = [line[valid].tolist() for line, valid in zip(batch["logps"], batch["mask"], strict=True)]
+    samples = zip(batch["weights"].tolist(), logps, strict=True)
+    expected = reference.reward_weighted_loss(samples, num_tokens=17)
+    torch.testing.assert_close(reward_weighted_loss(**batch, num_tokens=17).item(), expected)
+
+
+def test_the_gradient_of_a_log_prob_is_minus_its_advantage():
+    logps = row(-1, -2, -3).requires_grad_()
+    policy_gradient_loss(logps, row(2, -3, 7), row(1, 1, 0), num_tokens=4).backward()
+    assert logps.grad.tolist() == [[-0.5, 0.75, 0]]
+
+
+def test_expected_over_actions_it_is_the_gradient_of_the_expected_reward():
+    # grad_z sum_a pi(a) R(a), and that of the loss with every action weighted by its probability
+    logits, rewards = torch.randn(4).double().requires_grad_(), torch.randn(4).double()
+    (expected,) = torch.autograd.grad((logits.softmax(0) * rewards).sum(), logits)
+    probs = logits.softmax(0).detach()
+    loss = policy_gradient_loss(
+        logits.log_softmax(0)[None], (probs * (rewards - 3))[None], torch.ones(1, 4), num_tokens=1
+    )
+    (actual,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(-actual, expected)  # whatever the baseline: 3 here
+
+
+def test_at_ratio_one_the_clipped_loss_has_the_same_gradient():
+    batch = gradient_batch()
+    logps = batch.pop("logps").requires_grad_()
+    (expected,) = torch.autograd.grad(policy_gradient_loss(logps, **batch, num_tokens=17), logps)
+    clipped = clipped_policy_loss(logps, logps.detach(), **batch, clip=0.2, num_tokens=17)
+    torch.testing.assert_close(torch.autograd.grad(clipped, logps)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_with_all_weights_one_it_is_supervised_likelihood(dtype: torch.dtype):
+    logits = torch.randn(6, 5, 11, dtype=dtype, requires_grad=True)
+    ids, mask = torch.randint(11, (6, 5)), random_batch()["mask"]
+    labels = ids.masked_fill(~mask, -100)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    logps = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    loss = reward_weighted_loss(logps, torch.ones(6, dtype=dtype), mask, num_tokens=mask.sum())
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0], atol=1e-6, rtol=0)
+
+
+def test_a_sample_of_weight_zero_changes_nothing():
+    batch = weighted_batch()
+    batch["weights"][2:] = 0
+    few = {name: x[:2] for name, x in batch.items()}
+    torch.testing.assert_close(
+        reward_weighted_loss(**batch, num_tokens=17), reward_weighted_loss(**few, num_tokens=17)
+    )
+
+
+@PLAIN_LOSSES
+def test_plain_losses_only_train_the_policy(loss_of: Any, make_batch: Any):
+    leaves = [x.clone().requires_grad_(x.is_floating_point()) for x in make_batch().values()]
+    loss_of(*leaves, num_tokens=2).backward()
+    assert [leaf.grad is not None for leaf in leaves] == [True, False, False]
+
+
+@PLAIN_LOSSES
+def test_microbatches_of_plain_losses_add_up(loss_of: Any, make_batch: Any):
+    batch = make_batch()
+    parts = [{name: x[rows] for name, x in batch.items()} for rows in (slice(2), slice(2, 6))]
+    added = sum(loss_of(**part, num_tokens=torch.tensor(17)) for part in parts)
+    torch.testing.assert_close(added, loss_of(**batch, num_tokens=17))
+
+
+@PLAIN_LOSSES
+@pytest.mark.parametrize("filling", [torch.nan, torch.inf, -torch.inf])
+def test_padding_changes_no_plain_loss_and_no_gradient(loss_of: Any, make_batch: Any, filling: float):
+    batch = make_batch()
+    expected = loss_of(**batch, num_tokens=17)
+    padded = ~batch["mask"]
+    for name in {"logps", "advantages"} & batch.keys():
+        batch[name][padded] = filling
+    batch["logps"].requires_grad_()
+    loss = loss_of(**batch, num_tokens=17)
+    loss.backward()
+    assert torch.equal(loss, expected)
+    assert batch["logps"].grad[padded].eq(0).all()
+    assert batch["logps"].grad.isfinite().all()
+
+
+def test_a_masked_sample_may_have_any_weight():
+    batch = weighted_batch()
+    batch["mask"][3] = False
+    expected = reward_weighted_loss(**batch, num_tokens=17)
+    batch["weights"][3] = torch.nan
+    assert torch.equal(reward_weighted_loss(**batch, num_tokens=17), expected)
+
+
+@PLAIN_LOSSES
+def test_plain_losses_of_half_precision_are_float32(loss_of: Any, make_batch: Any):
+    half = {name: x.bfloat16() for name, x in make_batch().items()}
+    assert loss_of(**half, num_tokens=2).dtype == torch.float32
+
+
+def test_weights_are_one_per_sample():
+    batch = weighted_batch()
+    with pytest.raises(ValueError, match=r"`weights` must have dims B; got shape \(6, 1\)"):
+        reward_weighted_loss(batch["logps"], batch["weights"][:, None], batch["mask"], num_tokens=17)
+    with pytest.raises(ValueError, match="`weights` has B=5, but earlier arguments have B=6"):
+        reward_weighted_loss(batch["logps"], batch["weights"][:5], batch["mask"], num_tokens=17)
+
+
+@pytest.mark.parametrize("culprit", ["advantages", "mask"])
+def test_a_wrong_shape_of_the_policy_gradient_is_named(culprit: str):
+    batch = gradient_batch()
+    batch[culprit] = batch[culprit][:, :1]
+    with pytest.raises(ValueError, match=f"`{culprit}` has T=1, but earlier arguments have T=5"):
+        policy_gradient_loss(**batch, num_tokens=17)

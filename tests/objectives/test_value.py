@@ -1,4 +1,4 @@
-"""The clipped value loss and what the critic explains: hand numbers, a loop, gradients, invariances."""
+"""Losses of the critic and what it explains: hand numbers, a loop, gradients, invariances."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmft.objectives.value import clipped_value_loss, explained_variance, value_clip_fraction
+from mmft._masking import last_valid
+from mmft.estimators.advantages import td_errors
+from mmft.estimators.returns import shift_values
+from mmft.objectives.value import clipped_value_loss, explained_variance, td_loss, value_clip_fraction
 from tests.reference import objectives as reference
 from tests.reference.processes import on_two_processes
 
@@ -23,6 +26,86 @@ def random_batch(rows: int = 6, steps: int = 5) -> dict[str, Any]:
     old_values, change, returns = torch.randn(3, rows, steps, dtype=torch.float64)
     mask = torch.arange(steps) < (torch.arange(rows) % steps + 1).unsqueeze(1)
     return {"values": old_values + 0.5 * change, "old_values": old_values, "returns": returns, "mask": mask}
+
+
+def td_batch() -> dict[str, Any]:
+    batch = random_batch()
+    return {"values": batch["values"], "targets": batch["returns"], "mask": batch["mask"]}
+
+
+def test_td_loss_hand_computed():
+    # ((3 - 2)^2 + (1 - -2)^2) / 2 = 5, the padded token not counted
+    assert td_loss(row(2, -2, 9), row(3, 1, 0), row(1, 1, 0), num_tokens=2).item() == 5
+
+
+def test_td_loss_is_the_loop_over_tokens():
+    batch = td_batch()
+    tokens = zip(*(batch[name][batch["mask"]].tolist() for name in ("values", "targets")), strict=True)
+    expected = reference.td_loss(tokens, num_tokens=17)
+    torch.testing.assert_close(td_loss(**batch, num_tokens=17).item(), expected)
+
+
+def test_td_loss_is_twice_the_clipped_value_loss_without_a_clip():
+    batch = td_batch()
+    unclipped = clipped_value_loss(
+        batch["values"], batch["values"], batch["targets"], batch["mask"], clip=math.inf, num_tokens=17
+    )
+    torch.testing.assert_close(td_loss(**batch, num_tokens=17), 2 * unclipped)
+
+
+def test_of_one_step_targets_it_is_the_mean_squared_td_error():
+    rewards, values = torch.randn(2, 3, 4, dtype=torch.float64)
+    mask, ends = torch.ones(3, 4, dtype=torch.bool), last_valid(torch.ones(3, 4))
+    following = shift_values(values, mask)
+    deltas = td_errors(rewards, values, following, terminated=ends, discount=0.9)
+    loss = td_loss(values, rewards + 0.9 * following, mask, num_tokens=12)
+    torch.testing.assert_close(loss, deltas.square().mean())
+
+
+def test_the_value_inside_a_target_gets_no_gradient():
+    # V(s) = 1, V(s') = 2, target = 3 + 0.5 * 2 = 4: only V(s) moves, by -2 * (4 - 1), up towards the target
+    values = row(1, 2).requires_grad_()
+    td_loss(values[:, :1], 3 + 0.5 * values[:, 1:], torch.ones(1, 1), num_tokens=1).backward()
+    assert values.grad.tolist() == [[-6, 0]]
+
+
+def test_td_loss_only_trains_the_critic():
+    leaves = [torch.full((1, 2), float(i), requires_grad=True) for i in range(2)]
+    td_loss(*leaves, torch.ones(1, 2), num_tokens=2).backward()
+    assert [leaf.grad is not None for leaf in leaves] == [True, False]
+
+
+def test_td_loss_microbatches_add_up():
+    batch = td_batch()
+    parts = [{name: x[rows] for name, x in batch.items()} for rows in (slice(2), slice(2, 6))]
+    added = sum(td_loss(**part, num_tokens=torch.tensor(17)) for part in parts)
+    torch.testing.assert_close(added, td_loss(**batch, num_tokens=17))
+
+
+@pytest.mark.parametrize("filling", [torch.nan, torch.inf])
+def test_padding_changes_neither_td_loss_nor_gradient(filling: float):
+    batch = td_batch()
+    expected, padded = td_loss(**batch, num_tokens=17), ~batch["mask"]
+    batch["values"][padded] = batch["targets"][padded] = filling
+    batch["values"].requires_grad_()
+    loss = td_loss(**batch, num_tokens=17)
+    loss.backward()
+    assert torch.equal(loss, expected)
+    assert batch["values"].grad[padded].eq(0).all()
+    assert batch["values"].grad.isfinite().all()
+
+
+def test_the_td_loss_of_half_precision_is_float32():
+    half = torch.ones(1, 2, dtype=torch.bfloat16)
+    assert td_loss(half, half, half, num_tokens=2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("culprit", ["targets", "mask"])
+def test_a_wrong_shape_of_the_td_loss_is_named(culprit: str):
+    batch = td_batch()
+    batch[culprit] = batch[culprit].unsqueeze(-1)
+    with pytest.raises(ValueError, match=rf"`{culprit}` must have dims BxT; got shape \(6, 5, 1\)"):
+        td_loss(**batch, num_tokens=17)
 
 
 def test_clipped_value_loss_hand_computed():
