@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from mmft.engine.scoring import Scores
+from mmft.objectives.a2c import a2c_loss
 from mmft.objectives.policy import policy_gradient_loss
 from mmft.objectives.value import td_loss
 from mmft.trainers.advantage import AdvantageConfig, AdvantageTrainer
@@ -38,13 +40,18 @@ class A2CTrainer(AdvantageTrainer):
     args: A2CConfig
 
     def actor_critic_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
-        """Policy gradient + `vf_coef` * squared TD error."""
+        """`objectives.a2c.a2c_loss`, its two terms logged apart."""
         mask, advantages = batch.train_mask, given(batch.advantages, "advantages")
-        parts = {"policy_loss": policy_gradient_loss(scores.logps, advantages, mask, num_tokens=num_tokens)}
-        loss = parts["policy_loss"]
+        values = targets = None
         if self.needs_critic(self.args):
             values, targets = given(scores.values, "values"), given(batch.returns, "returns")
-            parts["value_loss"] = td_loss(values, targets, mask, num_tokens=num_tokens)
-            loss = loss + self.args.vf_coef * parts["value_loss"]
+        alpha = 0.0 if values is None else self.args.vf_coef
+        loss = a2c_loss(scores.logps, advantages, values, targets, mask, alpha=alpha, num_tokens=num_tokens)
+        with torch.no_grad():
+            parts = {
+                "policy_loss": policy_gradient_loss(scores.logps, advantages, mask, num_tokens=num_tokens)
+            }
+            if values is not None and targets is not None:
+                parts["value_loss"] = td_loss(values, targets, mask, num_tokens=num_tokens)
         self.log_parts(parts, num_tokens, int(mask.sum()))
         return loss
