@@ -16,7 +16,7 @@ from mmft.config import DataConfig, RunConfig
 from mmft.data.rows import PromptDataset, load_split
 from mmft.errors import ConfigError, DataError, UnsupportedModelError
 from mmft.models.backbone import Backbone, load_backbone, make_backbone
-from mmft.models.freezing import parameter_parts
+from mmft.models.freezing import PARTS, parameter_parts
 from mmft.models.seam import find_text_model
 from mmft.tiny import (
     PREFERENCES_NAME,
@@ -228,4 +228,4 @@ def parameter_counts(backbone: Backbone) -> dict[str, tuple[int, int]]:
         total, trained = counts.get(part, (0, 0))
         size = parameter.numel()
         counts[part] = (total + size, trained + size * parameter.requires_grad)
-    return counts
+    return {part: counts[part] for part in PARTS if part in counts}

@@ -62,6 +62,11 @@ class VLMActorCritic(nn.Module):
         return self
 
     @property
+    def frozen_copy(self) -> Backbone | None:
+        """The policy as it was when this module was made, where it had to be kept as the reference."""
+        return self._frozen_copy[0] if self._frozen_copy else None
+
+    @property
     def config(self) -> Any:
         return self.backbone.base.config
 

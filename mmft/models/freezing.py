@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -42,16 +41,13 @@ def parameter_parts(base: PreTrainedModel) -> Iterator[tuple[str, str, nn.Parame
             yield "vision", name, parameter
 
 
-@functools.cache
-def _adapter_prefixes() -> tuple[str, ...]:
-    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-
-    return (*PEFT_TYPE_TO_PREFIX_MAPPING.values(), "modules_to_save", "trainable_tokens_")
-
-
 def is_adapter(name: str) -> bool:
     """True for parameters that PEFT added: a part of their name carries a tuner's prefix."""
-    return any(part.startswith(_adapter_prefixes()) for part in name.split("."))
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    # Read anew: methods may be registered at any time.
+    prefixes = (*PEFT_TYPE_TO_PREFIX_MAPPING.values(), "modules_to_save", "trainable_tokens_")
+    return any(part.startswith(prefixes) for part in name.split("."))
 
 
 def apply_freeze_rules(model: nn.Module, trainable: Sequence[str]) -> None:

@@ -12,25 +12,35 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from mmft.errors import ConfigError, NonFiniteError
 from mmft.trainers.callbacks import RunFiles
 from mmft.trainers.metric_log import MetricLog
+from mmft.trainers.regularization import RegularizationConfig, Regularizer, find_terms
 
 
 class BaseTrainer(Trainer):
     """A `transformers.Trainer` of a module that encodes prompts itself, and saves and restores itself.
 
     Attributes:
-        module: the module; it has `within_forward`, `save_pretrained` and `load_checkpoint`.
+        module: the module; it has `backbone`, `within_forward`, `save_pretrained` and `load_checkpoint`.
         metric_log: what is measured between two log lines.
+        regularizer: what draws weights towards pretrained ones, where `args` ask for it.
     """
 
+    args: RegularizationConfig
+
     def __init__(
-        self, module: Any, *, args: TrainingArguments, callbacks: list[TrainerCallback] | None, **options: Any
+        self,
+        module: Any,
+        *,
+        args: RegularizationConfig,
+        callbacks: list[TrainerCallback] | None,
+        **options: Any,
     ) -> None:
         self.module = module
+        self.regularizer: Regularizer | None = None
         self.metric_log = MetricLog()
         super().__init__(model=module, args=args, callbacks=[RunFiles(), *(callbacks or [])], **options)
         if self.args.n_gpu > 1:
@@ -39,11 +49,53 @@ class BaseTrainer(Trainer):
                 "Start one process per GPU (`accelerate launch`), or set CUDA_VISIBLE_DEVICES to one of them."
             )
         self.loss_is_scaled_for_ga = True
+        self._check_regularization()
+        if not self.is_fsdp_enabled:
+            self._hold_weights()
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         register_fsdp_forward_method(self.module, "within_forward")  # nothing happens without FSDP2
+        self._hold_weights()
         return prepared
+
+    # Regularisation
+
+    def _check_regularization(self) -> None:
+        """Refuses what cannot be regularised before anything is trained."""
+        if not self.args.regularizes:
+            return
+        find_terms(self.module, self.args)
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if self.is_deepspeed_enabled or (plugin is not None and plugin.fsdp_version == 1):
+            raise ConfigError(
+                "`l2_pretrained_coef` and `l2_adapter_coef` are added to gradients, and DeepSpeed and FSDP 1 "
+                "keep those in buffers of their own. Use DDP or FSDP 2 (`fsdp_version: 2`), or set both to 0."
+            )
+
+    def _hold_weights(self) -> None:
+        """Remembers the pretrained weights, once: before a checkpoint is loaded, after FSDP sharded them."""
+        if self.regularizer is None and self.args.regularizes:
+            sharded: dict[str, Any] = {}
+            if self.is_fsdp_enabled:
+                sharded = {
+                    "num_processes": self.accelerator.num_processes,
+                    "reduce": self._sum_over_processes,
+                }
+            self.regularizer = Regularizer(find_terms(self.module, self.args), self.args, **sharded)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in transformers; with the last micro-batch of a step, regularisers add their gradients."""
+        loss = super().training_step(*args, **kwargs)
+        if self.regularizer is not None and self.accelerator.sync_gradients:
+            scaler = self.accelerator.scaler
+            with self.metric_log.timed("regularization"):
+                values = self.regularizer.add_gradients(1.0 if scaler is None else scaler.get_scale())
+            for name, value in values.items():
+                self.metric_log.add(name, value)
+        return loss
+
+    # Guards
 
     def _checked_loss(self, loss: Tensor, rows: list[int], remedy: str) -> Tensor:
         """The loss to differentiate: gradients are averaged over processes, while the loss is a sum over the
@@ -94,6 +146,7 @@ class BaseTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
+            self._hold_weights()
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.module.load_checkpoint(resume_from_checkpoint)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainingArguments
-
 from mmft.engine.reward_calls import Isolation
 from mmft.engine.sampling import SamplingParams
 from mmft.errors import ConfigError
+from mmft.trainers.regularization import RegularizationConfig
 
 
 @dataclass
-class OnlineConfig(TrainingArguments):
+class OnlineConfig(RegularizationConfig):
     """Fields of `transformers.TrainingArguments`, and those of a rollout.
 
     One rollout draws `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches`

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from mmft.data.rows import PromptDataset
 from mmft.engine.completion_batch import CompletionBatch, CompletionTokenizer
@@ -31,6 +31,7 @@ from mmft.objectives.reward_model import (
 )
 from mmft.trainers.base import BaseTrainer
 from mmft.trainers.held_out import held_out_batches
+from mmft.trainers.regularization import RegularizationConfig
 from mmft.trainers.reward_metrics import reward_metrics, reward_samples
 from mmft.trainers.reward_model_data import (
     RewardBatch,
@@ -46,7 +47,7 @@ Rows: TypeAlias = "PromptDataset | Dataset | Sequence[Mapping[str, Any]]"
 
 
 @dataclass
-class RewardModelConfig(TrainingArguments):
+class RewardModelConfig(RegularizationConfig):
     """Settings of `RewardModelTrainer`; names are those of TRL's `RewardConfig` where it has them."""
 
     per_device_train_batch_size: int = field(
