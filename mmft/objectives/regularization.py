@@ -30,7 +30,7 @@ def squared_distance(weights: Sequence[Tensor], pretrained: Sequence[Tensor]) ->
     """
     pairs = list(zip(weights, pretrained, strict=True))
     for weight, start in pairs:
-        _check_pair(weight, start)
+        _check_pair(start, weight)
     differences = [at_least_float32(w) - at_least_float32(start.detach()) for w, start in pairs]
     return torch.stack([difference.square().sum() for difference in differences]).sum()
 
