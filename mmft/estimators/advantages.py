@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmft._checks import check_shapes
 from mmft._masking import at_least_float32, zero_outside
-from mmft.estimators.groups import group_mean, group_std
+from mmft.estimators.groups import group_centered, group_std
 from mmft.estimators.returns import spread_discount
 
 _EPSILON = 1e-4  # beside the standard deviation of a group; TRL's value
@@ -90,7 +90,5 @@ def group_advantages(rewards: Tensor, groups: Tensor, *, scale: bool) -> Tensor:
     """
     check_shapes(rewards=(rewards, "N"), groups=(groups, "N"))
     judged = ~rewards.isnan()
-    advantages = at_least_float32(rewards) - group_mean(rewards, groups, judged)
-    if scale:
-        advantages = advantages / (group_std(rewards, groups, judged) + _EPSILON)
-    return zero_outside(advantages, judged)
+    advantages = group_centered(rewards, groups, judged)
+    return advantages / (group_std(rewards, groups, judged) + _EPSILON) if scale else advantages

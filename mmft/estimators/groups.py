@@ -12,19 +12,19 @@ from mmft._checks import check_shapes
 from mmft._masking import at_least_float32, zero_outside
 
 
-def group_mean(x: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the valid elements of each element's own group; 0 where a group has none.
+def group_centered(x: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """Each valid element less the mean of its group; the others are 0.
 
-        m_i = (1/n) sum_j [j valid, g_j = g_i] x_j
+        c_i = x_i - (1/n) sum_j [j valid, g_j = g_i] x_j
 
-    Exact where all elements of a group are equal: x - m is then 0. Shapes: all (N,).
+    Exactly 0 where all elements of a group are equal. Shapes: all (N,).
     """
     check_shapes(x=(x, "N"), groups=(groups, "N"), valid=(valid, "N"))
     x = at_least_float32(x)
     # As distances from the least element, which leave no rounding where all are equal and none of an offset.
-    least = _group_least(x, groups, valid)
-    distances = zero_outside(x - least, valid)
-    return least + _group_sum(distances, groups) / _group_count(x, groups, valid).clamp(min=1)
+    distances = zero_outside(x - _group_least(x, groups, valid), valid)
+    means = _group_sum(distances, groups) / _group_count(x, groups, valid).clamp(min=1)
+    return zero_outside(distances - means, valid)
 
 
 def group_std(x: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def group_std(x: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
 
     Shapes: all (N,).
     """
-    squares = zero_outside((at_least_float32(x) - group_mean(x, groups, valid)).square(), valid)
+    squares = group_centered(x, groups, valid).square()
     count = _group_count(squares, groups, valid)
     return (_group_sum(squares, groups) / (count - 1).clamp(min=1)).sqrt()
 

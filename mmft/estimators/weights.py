@@ -15,7 +15,7 @@ from torch import Tensor
 from mmft._checks import check_shapes
 from mmft._masking import at_least_float32, zero_outside
 from mmft.errors import ConfigError, RewardError
-from mmft.estimators.groups import group_mean
+from mmft.estimators.groups import group_centered
 
 Weighting = Literal["reward", "baseline", "exponential", "top_fraction"]
 WEIGHTINGS: tuple[Weighting, ...] = ("reward", "baseline", "exponential", "top_fraction")
@@ -70,9 +70,9 @@ def reward_weights(
     _check_rewards(rewards, may_be_negative=allow_negative or weighting != "reward")
     if weighting == "reward":
         return zero_outside(rewards, judged)
-    advantages = rewards - _baselines(rewards, groups, judged, baseline)
+    advantages = _above_baseline(rewards, groups, judged, baseline)
     if weighting == "baseline":
-        return zero_outside(advantages, judged)
+        return advantages
     if weighting == "exponential":
         return _exponential(advantages, judged, tau)
     return _best(advantages, judged, top_fraction)
@@ -138,11 +138,11 @@ def _check_rewards(rewards: Tensor, *, may_be_negative: bool) -> None:
         )
 
 
-def _baselines(rewards: Tensor, groups: Tensor, judged: Tensor, baseline: Baseline) -> Tensor:
-    """(N,) what each reward is compared with."""
+def _above_baseline(rewards: Tensor, groups: Tensor, judged: Tensor, baseline: Baseline) -> Tensor:
+    """R - b, 0 for the unjudged."""
     if baseline == "none":
-        return torch.zeros_like(rewards)
-    return group_mean(rewards, groups if baseline == "group" else torch.zeros_like(groups), judged)
+        return zero_outside(rewards, judged)
+    return group_centered(rewards, groups if baseline == "group" else torch.zeros_like(groups), judged)
 
 
 def _exponential(advantages: Tensor, judged: Tensor, tau: float) -> Tensor:

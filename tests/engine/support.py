@@ -126,7 +126,9 @@ def slow_states(model: PreTrainedModel, row: zoo.Row, ids: Tensor) -> tuple[Tens
     return logits, seen[0][0, first : first + len(ids)]
 
 
-def slow_scores(actor_critic: VLMActorCritic, case: Case, temperature: float = 1.0) -> Scores:
+def slow_scores(
+    actor_critic: VLMActorCritic, case: Case, temperature: float = 1.0, *, entropy_gradients: bool = False
+) -> Scores:
     """The definitions, one completion at a time, without any code of the engine's."""
     backbone, critic = actor_critic.backbone, actor_critic.value_head
     shape = case.completions.ids.shape
@@ -139,7 +141,8 @@ def slow_scores(actor_critic: VLMActorCritic, case: Case, temperature: float = 1
         logps = log_probs.gather(-1, chosen[:, None])[:, 0]
         entropies = -(log_probs.exp() * log_probs.masked_fill(log_probs.isinf(), 0)).sum(-1)
         values = hidden @ critic.weight[0] + critic.bias[0]
-        for row, tensor in zip(rows, (logps, entropies.detach(), values), strict=True):
+        entropies = entropies if entropy_gradients else entropies.detach()
+        for row, tensor in zip(rows, (logps, entropies, values), strict=True):
             row.append(torch.nn.functional.pad(tensor, (0, shape[1] - len(chosen))))
     logps, entropies, values = (torch.stack(row) for row in rows)
     return Scores(logps, entropies, values)

@@ -86,16 +86,112 @@ def test_every_route_gives_the_values_and_gradients_of_the_definition(
         torch.testing.assert_close(trained, head.projection.weight.grad, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("temperature", [1.0, 0.4, 3.0])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"trains": True}, {"bias": True}, {"softcap": 2.0}],
+    ids=["frozen", "trains", "bias", "softcap"],
+)
+def test_every_route_gives_the_entropy_gradients_of_the_definition(
+    settings: dict[str, object], temperature: float
+) -> None:
+    head, (hidden, ids) = make_head(**settings), make_inputs()
+    weights = torch.randn(2, TOKENS, generator=torch.Generator().manual_seed(3))
+    leaves = [hidden, *(p for p in head.projection.parameters() if p.requires_grad)]
+    scores = token_log_probs(hidden, ids, head, temperature=temperature, entropy_gradients=True)
+    truth = definition(hidden, ids, head, temperature)
+    torch.testing.assert_close(torch.stack(scores).double(), torch.stack(truth), atol=1e-5, rtol=1e-5)
+    # Of the entropies alone, then of both under weights of their own.
+    for share in (torch.tensor([[0.0], [1.0]]), torch.ones(2, 1)):
+        losses = [(share * weights * torch.stack(each)).sum() for each in (scores, truth)]
+        actual, expected = (torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses)
+        assert expected[0].norm() > 0.1
+        for one, other in zip(actual, expected, strict=True):
+            # log p = z - logsumexp z has the rounding of z, which a low temperature makes large.
+            torch.testing.assert_close(one, other, atol=1e-5 / temperature, rtol=1e-4)
+
+
+def test_entropy_gradients_hand_computed() -> None:
+    # z = (h, 0, -1e30): p = sigmoid(h), H' = -h p (1 - p). At h = ln 3: -ln 3 * 3/4 * 1/4.
+    projection = nn.Linear(1, 3, bias=False).requires_grad_(False)
+    projection.weight.copy_(torch.tensor([[1.0], [0.0], [5.0]]))
+    head, hidden = LanguageHead(projection, None, frozenset({2})), torch.tensor([[math.log(3)]])
+    hidden.requires_grad_()
+    _, entropies = token_log_probs(hidden, torch.tensor([0]), head, entropy_gradients=True)
+    entropies.sum().backward()
+    torch.testing.assert_close(hidden.grad, torch.tensor([[-math.log(3) * 3 / 16]]))
+
+
 @pytest.mark.parametrize("trains", [False, True])
-def test_the_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch, trains: bool) -> None:
+def test_a_uniform_policy_has_an_entropy_without_slope(trains: bool) -> None:
+    hidden, ids = make_inputs()
+    head = make_head(trains=trains)
+    _, entropies = token_log_probs(hidden * 0, ids, head, entropy_gradients=True)
+    entropies.sum().backward()
+    torch.testing.assert_close(entropies.detach(), torch.full((TOKENS,), math.log(VOCAB - len(FORBIDDEN))))
+    assert hidden.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_asking_for_entropy_gradients_changes_no_score_and_no_gradient_of_a_log_prob(trains: bool) -> None:
+    head, (hidden, ids) = make_head(trains=trains), make_inputs()
+    for temperature in (1.0, 0.4):
+        plain = token_log_probs(hidden, ids, head, temperature=temperature)
+        asked = token_log_probs(hidden, ids, head, temperature=temperature, entropy_gradients=True)
+        assert torch.equal(plain[0], asked[0])
+        assert torch.equal(plain[1], asked[1])
+        grads = [torch.autograd.grad(logps.sum(), hidden)[0] for logps, _ in (plain, asked)]
+        assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_entropy_gradients_of_huge_logits_and_of_certain_tokens_stay_finite(trains: bool) -> None:
+    hidden, ids = make_inputs()
+    _, entropies = token_log_probs(hidden * 1e4, ids, make_head(trains=trains), entropy_gradients=True)
+    entropies.sum().backward()
+    assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_entropy_gradients_of_bfloat16_heads_are_those_of_float32_rounded(trains: bool) -> None:
+    head, (hidden, ids) = make_head(trains=trains, dtype=torch.bfloat16), make_inputs(torch.bfloat16)
+    _, entropies = token_log_probs(hidden, ids, head, entropy_gradients=True)
+    (actual,) = torch.autograd.grad(entropies.sum(), hidden)
+    (expected,) = torch.autograd.grad(definition(hidden, ids, head, 1.0)[1].sum(), hidden)
+    assert entropies.dtype == torch.float32
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), expected.float(), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_nothing_has_a_gradient_where_gradients_are_switched_off(trains: bool) -> None:
+    hidden, ids = make_inputs()
+    with torch.no_grad():
+        logps, entropies = token_log_probs(hidden, ids, make_head(trains=trains), entropy_gradients=True)
+    assert not logps.requires_grad
+    assert not entropies.requires_grad
+
+
+def test_gradients_of_entropies_that_are_not_wanted_are_refused() -> None:
+    hidden, ids = make_inputs()
+    with pytest.raises(ValueError, match="`entropy_gradients` is True, but `entropies` is False"):
+        token_log_probs(hidden, ids, make_head(), entropies=False, entropy_gradients=True)
+
+
+@pytest.mark.parametrize("entropy_gradients", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
+def test_the_logits_never_exist_whole(
+    monkeypatch: pytest.MonkeyPatch, trains: bool, entropy_gradients: bool
+) -> None:
     monkeypatch.setattr(log_probs, "CHUNK_BYTES", 3 * VOCAB * 4)
     head, (hidden, ids) = make_head(trains=trains), make_inputs()
     sizes: list[int] = []
     head.projection.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    logps, _ = token_log_probs(hidden, ids, head)
+    logps, entropies = token_log_probs(hidden, ids, head, entropy_gradients=entropy_gradients)
     assert sizes == [3, 3, 3, 2]
     sizes.clear()
-    logps.sum().backward()
+    (logps - entropies).sum().backward()
     # Chunks of a head that trains are not kept but computed again; a frozen head has its gradient already.
     assert sorted(sizes) == ([2, 3, 3, 3] if trains else [])
 

@@ -1,4 +1,4 @@
-"""GAE against hand numbers, its defining sum, known answers and the published numbers of others."""
+"""Advantages against hand numbers, their definitions, known answers and the published numbers of others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmft._masking import last_valid
-from mmft.estimators.advantages import gae, td_errors
+from mmft.estimators.advantages import gae, group_advantages, td_errors
 from mmft.estimators.returns import lambda_returns, shift_values
 from tests.golden.load import golden
 from tests.reference import estimators as reference
@@ -86,6 +86,19 @@ def test_gae_with_lambda_zero_is_the_td_error():
     torch.testing.assert_close(
         gae(**batch, last=last, discount=0.9, lam=0.0), td_errors(**batch, discount=0.9)
     )
+
+
+def test_of_completions_lambda_zero_is_the_td_error_and_lambda_one_monte_carlo():
+    rewards, values = torch.randn(2, 2, 6, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    one_step = completions_gae(rewards, values, mask, discount=0.9, lam=0.0)
+    all_steps = completions_gae(rewards, values, mask, discount=0.9, lam=1.0)
+    for b, length in enumerate((4, 6)):
+        earned, worth = rewards[b, :length].tolist(), values[b, :length].tolist()
+        expected = reference.td_errors(earned, worth, 0.0, 0.9)
+        torch.testing.assert_close(one_step[b, :length].tolist(), expected)
+        returns = [g - v for g, v in zip(reference.discounted_sums(earned, 0.9), worth, strict=True)]
+        torch.testing.assert_close(all_steps[b, :length].tolist(), returns)
 
 
 @pytest.mark.parametrize("lam", [0.4, 1.0])
@@ -239,3 +252,83 @@ def test_published_truncation_and_termination_of_tianshou(case: str):
     torch.testing.assert_close(
         advantages + values, row(*record[case]["returns"]), rtol=0, atol=record["atol"]
     )
+
+
+def random_rewards(size: int = 30) -> tuple[Tensor, Tensor]:
+    """Rewards of mixed groups, some unjudged."""
+    rewards = torch.randn(size, dtype=torch.float64)
+    rewards[torch.rand(size) < 0.2] = torch.nan
+    return rewards, torch.randint(6, (size,))
+
+
+def test_group_advantages_hand_computed():
+    # prompt 0: mean 2, std of 1 and 3 = sqrt(2); prompt 1: mean 4, std of 4, 2, 6 = 2
+    rewards, groups = torch.tensor([1.0, 3.0, 4.0, 2.0, 6.0]), torch.tensor([0, 0, 1, 1, 1])
+    assert group_advantages(rewards, groups, scale=False).tolist() == [-1, 1, 0, -2, 2]
+    root = 2**0.5 + 1e-4
+    expected = torch.tensor([-1 / root, 1 / root, 0, -2 / 2.0001, 2 / 2.0001])
+    torch.testing.assert_close(group_advantages(rewards, groups, scale=True), expected)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_group_advantages_are_the_loop_over_completions(scale: bool):
+    rewards, groups = random_rewards()
+    expected = reference.group_advantages(rewards.tolist(), groups.tolist(), scale)
+    torch.testing.assert_close(group_advantages(rewards, groups, scale=scale).tolist(), expected)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_of_whole_groups_they_are_those_of_the_rows_of_a_table(scale: bool):
+    # as GRPO trainers lay them out: one row per prompt
+    table = torch.randn(4, 5, dtype=torch.float64)
+    expected = table - table.mean(1, keepdim=True)
+    if scale:
+        expected = expected / (table.std(1, keepdim=True) + 1e-4)
+    groups = torch.arange(4).repeat_interleave(5)
+    torch.testing.assert_close(group_advantages(table.flatten(), groups, scale=scale), expected.flatten())
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_group_advantages_sum_to_zero_in_every_group(scale: bool):
+    rewards, groups = random_rewards()
+    advantages = group_advantages(rewards, groups, scale=scale)
+    sums = torch.zeros(6, dtype=torch.float64).index_add(0, groups, advantages)
+    torch.testing.assert_close(sums, torch.zeros(6, dtype=torch.float64))
+
+
+def test_scaled_group_advantages_forget_the_unit_of_the_reward():
+    rewards, groups = random_rewards()
+    expected = group_advantages(1000 * rewards, groups, scale=True)
+    torch.testing.assert_close(
+        group_advantages(2000 * rewards + 7, groups, scale=True), expected, rtol=1e-6, atol=0
+    )
+    assert not torch.allclose(group_advantages(2 * rewards, groups, scale=False), expected)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_an_unjudged_completion_has_no_advantage_and_moves_no_other(scale: bool):
+    rewards, groups = random_rewards()
+    judged = ~rewards.isnan()
+    advantages = group_advantages(rewards, groups, scale=scale)
+    assert advantages[~judged].eq(0).all()
+    expected = group_advantages(rewards[judged], groups[judged], scale=scale)
+    torch.testing.assert_close(advantages[judged], expected)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_a_group_that_compares_nothing_teaches_nothing(scale: bool):
+    # one judged alone; three with the same reward, whose float32 mean is another; none judged at all
+    rewards = torch.tensor([5.0, torch.nan, 0.1, 0.1, 0.1, torch.nan])
+    groups = torch.tensor([0, 0, 1, 1, 1, 2])
+    assert group_advantages(rewards, groups, scale=scale).tolist() == [0] * 6
+
+
+def test_group_advantages_of_half_precision_are_float32():
+    rewards = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    advantages = group_advantages(rewards, torch.zeros(2, dtype=torch.long), scale=True)
+    assert advantages.dtype == torch.float32
+
+
+def test_groups_of_another_batch_are_named():
+    with pytest.raises(ValueError, match="`groups` has N=2, but earlier arguments have N=3"):
+        group_advantages(torch.zeros(3), torch.zeros(2, dtype=torch.long), scale=False)
