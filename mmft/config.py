@@ -16,6 +16,7 @@ import yaml
 
 from mmft.errors import ConfigError
 from mmft.evaluation.settings import EvaluationSettings
+from mmft.models.adapter_settings import AdapterSettings
 from mmft.trainers.registry import ALGORITHMS, DEFAULT_ALGORITHM
 from mmft.trl_bridge import ModelConfig
 
@@ -32,8 +33,8 @@ RewardSpecs = list[Any]
 
 
 @dataclass
-class DataConfig:
-    """Which rows are used, and what is asked about each picture."""
+class DataConfig(AdapterSettings):
+    """Which rows are used, what is asked about each picture, and what trains."""
 
     dataset_name: str | None = field(
         default=None,
@@ -79,6 +80,7 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.rename_columns = _mapping(self.rename_columns, "rename_columns")
         if isinstance(self.dataset_data_files, str) and self.dataset_data_files[:1] in "[{":
             self.dataset_data_files = _from_text(self.dataset_data_files, "dataset_data_files")

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
         SFTConfig,
         SFTTrainer,
         TrlParser,
-        get_peft_config,
         get_quantization_config,
     )
 
@@ -23,7 +22,6 @@ __all__ = [
     "SFTConfig",
     "SFTTrainer",
     "TrlParser",
-    "get_peft_config",
     "get_quantization_config",
 ]
 

@@ -18,6 +18,7 @@ import yaml
 
 from mmft.config import RewardModelScriptConfig, RunConfig, ScriptConfig, SFTScriptConfig
 from mmft.errors import ConfigError
+from mmft.models.adapter_settings import check_adapters
 from mmft.trainers.registry import ALGORITHMS, DEFAULT_ALGORITHM
 from mmft.trl_bridge import ModelConfig, TrlParser
 
@@ -77,6 +78,7 @@ def parse_run(command: str, argv: Sequence[str]) -> RunConfig:
         raise ConfigError(
             "`output_dir` is missing; give the folder of the run, such as `output_dir: runs/mine`."
         )
+    check_adapters(script, model)
     return RunConfig(script, model, training)
 
 

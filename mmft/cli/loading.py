@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from torch import nn
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from mmft.config import DataConfig, RunConfig
 from mmft.data.rows import PromptDataset, load_split
 from mmft.errors import ConfigError, DataError, UnsupportedModelError
+from mmft.models.adapter_settings import BOTTLENECK, DEFAULT_PARTS
+from mmft.models.adapters import adapter_config, load_adapter, method_of
 from mmft.models.backbone import Backbone, load_backbone, make_backbone
 from mmft.models.freezing import PARTS, parameter_parts
-from mmft.models.seam import find_text_model
 from mmft.tiny import (
     PREFERENCES_NAME,
     RATED_CAPTIONS_NAME,
@@ -28,7 +27,7 @@ from mmft.tiny import (
     load_ratings,
     load_scenes,
 )
-from mmft.trl_bridge import get_peft_config, get_quantization_config
+from mmft.trl_bridge import get_quantization_config
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -96,8 +95,16 @@ def load_policy(run: RunConfig, *, train: bool, keep_base: bool = False) -> Back
         run: the settings.
         train: whether the policy will be trained.
         keep_base: write the model that new adapters belong to, where it exists nowhere else.
+
+    Raises:
+        ConfigError: training is to start from an adapter that cannot become part of the weights.
     """
     base, adapter = model_and_adapter(run)
+    if adapter is not None and train and method_of(adapter) == BOTTLENECK:
+        raise ConfigError(
+            f"{adapter} holds bottleneck adapters, which cannot become part of the weights that new training "
+            f"starts from. Go on with their own run by `resume_from_checkpoint`, or start from {base!r}."
+        )
     set_seed(run.training.seed)  # adapters start at random numbers
     backbone = _load_base(run, base)
     if adapter is not None:
@@ -109,7 +116,7 @@ def load_policy(run: RunConfig, *, train: bool, keep_base: bool = False) -> Back
         backbone.model.requires_grad_(False)
         return backbone
     model, processor = backbone.model, backbone.processor
-    peft_config = peft_config_for(run, model)
+    peft_config = peft_config_for(run, backbone.base)
     trainable = run.script.trainable
     if trainable is None:
         trainable = [] if peft_config is not None else ["language"]
@@ -175,9 +182,7 @@ def _load_base(run: RunConfig, name: str) -> Backbone:
 
 
 def _put_on(backbone: Backbone, adapter: str, *, merge: bool) -> Backbone:
-    from peft import PeftModel
-
-    model: Any = PeftModel.from_pretrained(backbone.base, adapter)
+    model: Any = load_adapter(backbone.base, adapter)
     if merge:
         model = model.merge_and_unload()
     return Backbone(model, backbone.processor)
@@ -189,36 +194,26 @@ def save_model(backbone: Backbone, folder: Path) -> None:
     backbone.processor.save_pretrained(folder)
 
 
-def peft_config_for(run: RunConfig, model: nn.Module) -> PeftConfig | None:
-    """The adapters a config asks for; unless it names modules, all linear layers of the text model get one.
-
-    There they leave the pictures' encodings as they are, which are then computed once and kept."""
-    config: Any = get_peft_config(run.model)
-    if config is None:
+def peft_config_for(run: RunConfig, model: PreTrainedModel) -> PeftConfig | None:
+    """The adapters a config asks for: by method and parts, or on the modules it names."""
+    script, chosen = run.script, run.model
+    if not chosen.use_peft:
         return None
-    if config.target_modules is None and not config.target_parameters:
-        config.target_modules = text_linear_pattern(model)
-    return config
-
-
-def text_linear_pattern(model: nn.Module) -> str:
-    """A regular expression that matches the linear layers of the text model, and no others.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    text_model = find_text_model(model)
-    prefix = next(name for name, module in model.named_modules() if module is text_model)
-    kinds = {
-        name.rsplit(".", 1)[-1]
-        for name, module in text_model.named_modules()
-        if isinstance(module, nn.Linear) and name
-    }
-    if not kinds:
-        raise ConfigError(
-            "`lora_target_modules` is unset and the text model has no linear layers; name the modules."
-        )
-    return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(kinds))})"
+    return adapter_config(
+        model,
+        method=script.peft_method,
+        parts=script.adapt or DEFAULT_PARTS,
+        r=chosen.lora_r,
+        alpha=chosen.lora_alpha,
+        dropout=chosen.lora_dropout,
+        bottleneck_size=script.bottleneck_size,
+        target_modules=chosen.lora_target_modules,
+        target_parameters=chosen.lora_target_parameters,
+        modules_to_save=chosen.lora_modules_to_save,
+        use_dora=chosen.use_dora,
+        use_rslora=chosen.use_rslora,
+        task_type=chosen.lora_task_type,
+    )
 
 
 def parameter_counts(backbone: Backbone) -> dict[str, tuple[int, int]]:

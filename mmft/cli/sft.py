@@ -16,6 +16,7 @@ from mmft.cli.loading import load_policy, load_rows
 from mmft.config import RunConfig, SFTScriptConfig
 from mmft.data.rows import PromptDataset
 from mmft.errors import ConfigError, DataError
+from mmft.models.adapters import can_merge
 from mmft.report.record import versions, write_json
 from mmft.trainers.callbacks import RunFiles
 from mmft.trl_bridge import SFTTrainer
@@ -31,6 +32,12 @@ def run(config: RunConfig) -> int:
         else lessons(script, script.eval_split, script.max_eval_rows, config.training.seed)
     )
     backbone = load_policy(config, train=True)
+    mergeable = can_merge(backbone.model)
+    if script.save_merged and not mergeable:
+        raise ConfigError(
+            f"`save_merged` is true, but adapters of `peft_method: {script.peft_method}` cannot become part of "
+            "the weights. Set `save_merged: false`, and they stay beside the model in `output_dir`."
+        )
     folder = Path(config.training.output_dir)
     if is_main_process():
         config.save(folder / CONFIG_FILE)
@@ -66,7 +73,7 @@ def run(config: RunConfig) -> int:
             "versions": versions(),
         }
         write_json(folder / SUMMARY_FILE, summary)
-        say(closing(folder, whole, summary))
+        say(closing(folder, whole, summary, trains_on=mergeable))
     return 0
 
 
@@ -137,11 +144,12 @@ def _reader(rows: PromptDataset) -> Callable[[dict[str, list[Any]]], dict[str, l
     return read
 
 
-def closing(folder: Path, whole: Path, summary: dict[str, Any]) -> str:
-    """What was learned and how to go on."""
+def closing(folder: Path, whole: Path, summary: dict[str, Any], *, trains_on: bool) -> str:
+    """What was learned and how to go on; `trains_on` says whether new training can start from it."""
     before, after = summary["before"]["loss"], summary["after"]["loss"]
     losses = "" if before is None else f"held-out loss {before:.3f} before, {after:.3f} after; "
+    command = "ppo" if trains_on else "evaluate"
     return (
         f"{losses}{summary['steps']} steps in {summary['wall_seconds']:.0f} s\n"
-        f"everything is in {folder}/; go on with `mmft ppo --config FILE --model_name_or_path {whole}`"
+        f"everything is in {folder}/; go on with `mmft {command} --config FILE --model_name_or_path {whole}`"
     )

@@ -25,6 +25,7 @@ from mmft.engine.packing import Completions
 from mmft.engine.scoring import last_states_packed, last_states_plain
 from mmft.errors import ConfigError
 from mmft.evaluation.uncertainty import mc_variance
+from mmft.models.adapters import load_adapter
 from mmft.models.backbone import Backbone, load_backbone
 from mmft.models.prompts import PromptInputs
 from mmft.models.reward_model import NUM_LIKELIHOODS, RewardEstimate, RewardHead, RewardModelSpec
@@ -268,10 +269,7 @@ def load_reward_model(
     with torch.random.fork_rng(devices=[]):  # new weights are drawn before they are overwritten
         backbone = load_backbone(name, trainable=(), **{"dtype": spec.dtype} | kwargs)
         if spec.backbone == "adapter":
-            from peft import PeftModel
-
-            adapted: Any = PeftModel.from_pretrained(backbone.base, str(folder))
-            backbone = Backbone(adapted, backbone.processor, name)
+            backbone = Backbone(load_adapter(backbone.base, folder), backbone.processor, name)
         model = VLMRewardModel(
             backbone,
             loss_type=spec.loss_type,
