@@ -20,7 +20,7 @@ from mmft.engine.actor_critic import Prompts
 from mmft.engine.packing import Completions
 from mmft.errors import ConfigError
 
-PROGRESS_FILE = "rollout_progress.json"
+PROGRESS_FILE = "progress.json"
 TENSORS = ("old_logps", "ref_logps", "values", "token_rewards", "advantages", "returns", "train_mask")
 """(N, R) fields."""
 SAMPLE_TENSORS = ("scores", "ended", "weights")

@@ -20,6 +20,20 @@ LETTERS = "abcdefgh"
 LETTER_IDS = [FIRST_TEXT_ID + ord(letter) for letter in LETTERS]
 
 
+WORD_OF = {"red": LETTER_IDS[2], "blue": LETTER_IDS[5]}
+SPELLING = [LETTER_IDS[2], LETTER_IDS[0], LETTER_IDS[1], EOS_ID]
+
+
+def name_colour(completion_ids: list[list[int]], colour: list[str], **columns: Any) -> list[float | None]:
+    """1 for the word of the colour as the first token. Blind, nothing earns more than 0.5 on average."""
+    return [float(ids[0] == WORD_OF[name]) for ids, name in zip(completion_ids, colour, strict=True)]
+
+
+def spell(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+    """A quarter for each right token, the end among them, paid only when all is said."""
+    return [sum(a == b for a, b in zip(ids, SPELLING, strict=False)) / 4 for ids in completion_ids]
+
+
 def picture(colour: str, generator: np.random.Generator) -> Image.Image:
     """Mostly red or mostly blue, never twice the same."""
     pixels = generator.integers(0, 120, (32, 32, 3), dtype=np.uint8)

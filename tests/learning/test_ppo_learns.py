@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from mmft.trainers.ppo import PPOTrainer
-from tests.learning.tasks import LETTER_IDS, colour_rows, make_learner
-from tests.zoo.vocabulary import EOS_ID
+from tests.learning.tasks import colour_rows, make_learner, name_colour, spell
 
 pytestmark = pytest.mark.learning
 
@@ -21,18 +20,6 @@ SETTINGS: dict[str, Any] = {
     "vf_coef": 1.0,
 }
 """Rollouts of 8 pictures and 64 completions, 4 optimizer steps each."""
-WORD_OF = {"red": LETTER_IDS[2], "blue": LETTER_IDS[5]}
-SPELLING = [LETTER_IDS[2], LETTER_IDS[0], LETTER_IDS[1], EOS_ID]
-
-
-def name_colour(completion_ids: list[list[int]], colour: list[str], **columns: Any) -> list[float | None]:
-    """1 for the word of the colour as the first token. Blind, nothing earns more than 0.5 on average."""
-    return [float(ids[0] == WORD_OF[name]) for ids, name in zip(completion_ids, colour, strict=True)]
-
-
-def spell(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
-    """A quarter for each right token, the end among them, paid only when all is said."""
-    return [sum(a == b for a, b in zip(ids, SPELLING, strict=False)) / 4 for ids in completion_ids]
 
 
 def logged(trainer: PPOTrainer, name: str) -> list[float]:

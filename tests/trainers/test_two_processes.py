@@ -76,7 +76,9 @@ def log(folder: Path, number: int) -> dict[str, Any]:
     return json.loads((folder / f"log_{number}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["lora", "full weights", "unjudged", "masked", "scaled"])
+@pytest.mark.parametrize(
+    "name", ["lora", "full weights", "unjudged", "masked", "scaled", "controlled", "group"]
+)
 def test_two_processes_make_the_update_of_one(name: str, folder: Path, tmp_path: Path):
     alone = scenario(name, tmp_path, 1)
     start = trained_weights(alone)

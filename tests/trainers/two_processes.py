@@ -66,6 +66,7 @@ def scenario(name: str, folder: Path, num_processes: int) -> PPOTrainer:
     rows = make_rows(16)
     if name == "full weights":
         settings |= {"lora": False, "max_steps": 4}
+    settings |= CONTROLLED.get(name, {})
     if name == "scaled":
         settings |= {"rewards": scaled_reward()}
     if name in ("unjudged", "masked", "failing", "stalling"):
@@ -78,6 +79,18 @@ def scenario(name: str, folder: Path, num_processes: int) -> PPOTrainer:
     return make_trainer(folder, rows=rows, eval_rows=make_rows(5), **settings)
 
 
+CONTROLLED: dict[str, dict[str, Any]] = {
+    "controlled": {
+        "num_ppo_epochs": 3,
+        "kl_target": 1e-3,
+        "kl_horizon": 50,
+        "early_stop_kl": 1e-4,
+        "entropy_coef": 0.02,
+        "critic_learning_rate": 3e-2,
+    },
+    "group": {"advantage_estimator": "group"},
+}
+"""Controllers that look at all samples, and the critic-free case."""
 SPOILED: dict[str, dict[str, Any]] = {
     "masked": {"rewards": failing_reward, "reward_on_error": "mask"},
     "failing": {"rewards": failing_reward},
@@ -101,7 +114,7 @@ def main(root: Path) -> None:
             scenario(name, root / name, 2).train()
         except RewardError as error:
             (root / f"{name}_{number}.txt").write_text(str(error))
-    for name in ("lora", "full weights", "unjudged", "masked", "scaled"):
+    for name in ("lora", "full weights", "unjudged", "masked", "scaled", "controlled", "group"):
         trainer = scenario(name, root / name, 2)
         assert trainer.accelerator.num_processes == 2
         trainer.train()
