@@ -35,7 +35,7 @@ def run(config: RunConfig) -> int:
     mergeable = can_merge(backbone.model)
     if script.save_merged and not mergeable:
         raise ConfigError(
-            f"`save_merged` is true, but adapters of `peft_method: {script.peft_method}` cannot become part of "
+            f"`save_merged` is true, but `peft_method: {script.peft_method}` adapters cannot become part of "
             "the weights. Set `save_merged: false`, and they stay beside the model in `output_dir`."
         )
     folder = Path(config.training.output_dir)
