@@ -84,7 +84,7 @@ def _log_probs(
     logps, normalizer = log_probs_from_logits(logits, ids)
     if not entropies:
         return logps, None
-    with torch.set_grad_enabled(entropy_gradients and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(entropy_gradients):
         probs = (logits - normalizer[:, None]).exp_()
         return logps, normalizer - torch.linalg.vecdot(probs, logits)
 

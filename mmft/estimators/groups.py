@@ -23,7 +23,7 @@ def group_centered(x: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
     x = at_least_float32(x)
     # As distances from the least element, which leave no rounding where all are equal and none of an offset.
     distances = zero_outside(x - _group_least(x, groups, valid), valid)
-    means = _group_sum(distances, groups) / _group_count(x, groups, valid).clamp(min=1)
+    means = _group_sum(distances, groups) / _group_count(x, groups, valid)
     return zero_outside(distances - means, valid)
 
 
@@ -50,8 +50,7 @@ def _group_count(x: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
 
 
 def _group_least(x: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
-    """The least valid element of each element's group, 0 where there is none."""
+    """The least valid element of each element's group, infinity where there is none."""
     _, index = groups.unique(return_inverse=True)
     candidates = torch.where(valid.bool(), x, torch.inf)
-    least = torch.full_like(x, torch.inf).scatter_reduce(0, index, candidates, "amin")[index]
-    return torch.where(least.isinf(), 0, least)
+    return torch.full_like(x, torch.inf).scatter_reduce(0, index, candidates, "amin")[index]

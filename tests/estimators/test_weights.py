@@ -128,6 +128,12 @@ def test_a_tiny_tau_keeps_the_best_and_overflows_nothing(tau: float):
     assert weights.tolist() == [0, 0, 2, 2]
 
 
+def test_the_best_is_found_among_the_judged_alone():
+    # all far below 0, where an unjudged sample stands
+    weights = weights_of([-900.0, torch.nan, -800.0], weighting="exponential", tau=0.5)
+    assert weights == [0, 0, 2]
+
+
 def test_a_huge_tau_is_supervised_likelihood():
     rewards, groups = random_rewards()
     weights = reward_weights(rewards, groups, weighting="exponential", tau=1e12)

@@ -47,6 +47,13 @@ def test_alpha_zero_is_the_policy_gradient():
     assert torch.equal(a2c_loss(**batch, alpha=0, num_tokens=17), expected)
 
 
+def test_at_alpha_zero_a_critic_is_reached_and_stays():
+    # a gradient of 0 rather than none, as distributed training asks of every trainable weight
+    batch = random_batch()
+    a2c_loss(**batch | {"values": batch["values"].requires_grad_()}, alpha=0, num_tokens=17).backward()
+    assert batch["values"].grad.eq(0).all()
+
+
 def test_without_a_critic_it_is_the_policy_gradient():
     batch = random_batch() | {"values": None, "targets": None}
     expected = policy_gradient_loss(batch["logps"], batch["advantages"], batch["mask"], num_tokens=17)
