@@ -1,4 +1,4 @@
-"""Distances to pretrained weights: hand numbers, the formed product, autograd, and cuts that change nothing."""
+"""Distances to pretrained weights: hand numbers, the formed product, autograd, cuts that change nothing."""
 
 from __future__ import annotations
 
