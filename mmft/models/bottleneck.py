@@ -101,7 +101,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, width: int) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.width = width
+        self._width = width
         self.bottleneck_down = nn.ModuleDict()
         self.bottleneck_up = nn.ModuleDict()
         self.bottleneck_dropout = nn.ModuleDict()
@@ -119,8 +119,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         """Adds the adapter's weights, in fp32, and makes it the active one."""
-        down = nn.Linear(self.width, config.bottleneck_size, dtype=torch.float32)
-        up = nn.Linear(config.bottleneck_size, self.width, dtype=torch.float32)
+        down = nn.Linear(self._width, config.bottleneck_size, dtype=torch.float32)
+        up = nn.Linear(config.bottleneck_size, self._width, dtype=torch.float32)
         if config.init_weights:
             nn.init.zeros_(down.bias)
             nn.init.zeros_(up.weight)
@@ -139,9 +139,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         Raises:
             ConfigError: the hidden states are not D wide.
         """
-        if hidden.shape[-1] != self.width:
+        if hidden.shape[-1] != self._width:
             raise ConfigError(
-                f"a bottleneck adapter is {self.width} wide, but its module returns hidden states of width "
+                f"a bottleneck adapter is {self._width} wide, but its module returns hidden states of width "
                 f"{hidden.shape[-1]}; name modules in `target_modules` that return the text model's."
             )
         down: Any = self.bottleneck_down[adapter_name]
@@ -218,6 +218,12 @@ class BottleneckModel(BaseTuner):
         if adapter_name not in self.active_adapters:  # a second adapter waits until it is chosen
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        # PEFT's own hands a `weight` on, which an MLP has not; layers find their device by themselves.
+        setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> NoReturn:
         raise ConfigError(NO_MERGE)

@@ -32,7 +32,7 @@ def adapted(
 
 @torch.no_grad()
 def perturb_adapters(model: nn.Module, seed: int = 0) -> None:
-    """Adds N(0, 0.1^2) to every adapter weight: most start so that the model is unchanged, and hide faults."""
+    """Adds N(0, 0.1^2) to every adapter weight; as they start they change nothing and would hide faults."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if is_adapter(name) and parameter.requires_grad:
