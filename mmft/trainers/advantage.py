@@ -126,6 +126,17 @@ class AdvantageTrainer(OnlineTrainer, abc.ABC):
         super().__init__(*args, **kwargs)
         self._adapted_kl_coef = self.args.kl_coef
         self._moved = torch.zeros((), device=self.args.device)
+        self._check_horizon()
+
+    def _check_horizon(self) -> None:
+        """One rollout changes the price of KL by at most a fifth of its share of the horizon."""
+        args, count = self.args, self.args.per_device_train_batch_size * self.accelerator.num_processes
+        samples = count * args.gradient_accumulation_steps * args.num_mini_batches
+        if args.kl_target is not None and args.kl_horizon < samples:
+            raise ConfigError(
+                f"`kl_horizon` is {args.kl_horizon}, less than the {samples} completions of one rollout: "
+                "`kl_coef` would jump. Set it to several rollouts."
+            )
 
     @classmethod
     def needs_critic(cls, args: AdvantageConfig) -> bool:

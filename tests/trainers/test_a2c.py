@@ -219,7 +219,7 @@ def test_the_price_of_kl_is_saved_and_restored(tmp_path: Path):
     settings = {
         "kl_coef": 0.1,
         "kl_target": 1e-3,
-        "kl_horizon": 10,
+        "kl_horizon": 16,
         "save_strategy": "steps",
         "save_steps": 1,
     }
@@ -235,12 +235,17 @@ def test_the_price_of_kl_is_saved_and_restored(tmp_path: Path):
 
 
 def test_a_second_training_starts_at_the_configured_price(tmp_path: Path):
-    trainer = make_trainer(tmp_path, kl_coef=0.1, kl_target=1e-3, kl_horizon=10)
+    trainer = make_trainer(tmp_path, kl_coef=0.1, kl_target=1e-3, kl_horizon=16)
     trainer.train()
     first = [row["kl_coef"] for row in step_rows(trainer) if "kl_coef" in row]
     trainer.train()
     assert first[0] == 0.1
     assert next(row["kl_coef"] for row in step_rows(trainer) if "kl_coef" in row) == 0.1
+
+
+def test_a_horizon_shorter_than_a_rollout_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"`kl_horizon` is 7, less than the 8 completions of one rollout"):
+        make_trainer(tmp_path, kl_target=1.0, kl_horizon=7)
 
 
 EARLY: dict[str, Any] = {"num_mini_batches": 1, "num_ppo_epochs": 4, "learning_rate": 3e-2, "max_steps": 6}
