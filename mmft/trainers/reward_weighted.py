@@ -56,7 +56,7 @@ class RewardWeightedConfig(OnlineConfig):
         },
     )
     tau: float = field(
-        default=0.25,
+        default=0.1,
         metadata={"help": "Of `exponential`, in units of the reward; small ones listen to the best only."},
     )
     top_fraction: float = field(
