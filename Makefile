@@ -35,9 +35,12 @@ format: $(STAMP)  ## Put the code into the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Measure a training step and the rewards beside their peers
+bench: $(STAMP)  ## Measure steps, rewards, regularisers and objectives; about an hour
 	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python -m tests.benchmarks.rewards
+	$(BIN)/python -m tests.benchmarks.regularizers
+	$(BIN)/python -m tests.benchmarks.offline_rwl
+	$(BIN)/python -m tests.benchmarks.objectives
 
 clean:  ## Remove the environment, caches and builds; keep runs/
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

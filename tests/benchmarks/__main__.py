@@ -1,8 +1,8 @@
 """One training step of TRL's GRPOTrainer and of mmft's PPOTrainer, side by side.
 
 Same model, rows, LoRA and KL to the reference; mmft also trains its critic. Systems alternate, each in a
-process of its own, so that both see the same machine and memory is counted apart. Writes RESULTS.md beside
-this file.
+process of its own, so that both see the same machine and memory is counted apart. Writes a section of
+RESULTS.md.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.benchmarks.floor import StepShape, decode_bytes, matmul_rate, read_rate, step_flops
 from tests.benchmarks.models import SHAPES, build, build_rows
+from tests.benchmarks.sections import markdown_table, write_section
 from tests.benchmarks.worker import COMPLETION_TOKENS, NUM_PROMPTS
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 SYSTEMS = ("trl", "mmft")
 
 
@@ -116,7 +115,7 @@ COLUMNS = (
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    rows = []
     for r in results:
         seconds, memory = r["seconds"], r["memory"]
         rows.append((
@@ -126,7 +125,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             f"{r['over_floor']:.2f}x",
             f"{r['over_bound']:.2f}x", f"{r['reward_share']:.2%}",
         ))  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(COLUMNS, rows)
 
 
 def report(results: Sequence[dict[str, Any]]) -> str:
@@ -137,10 +136,10 @@ def report(results: Sequence[dict[str, Any]]) -> str:
     reads = ", ".join(f"{r['read_rate']:.0f}" for r in results)
     machine = f"{torch.get_num_threads()} CPU threads ({platform.machine()}), fp32"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, TRL {trl.__version__}"
-    return f"""# Measured
+    return f"""# A training step beside TRL
 
 {date.today().isoformat()}, {machine}, {versions}.
-`make bench` writes this file.
+`python -m tests.benchmarks` writes this section; `make bench` all of them.
 
 One training step of TRL's `GRPOTrainer` and of `PPOTrainer` with its critic: {NUM_PROMPTS} prompts with one
 new picture each, G completions of {COMPLETION_TOKENS} tokens, LoRA r=16 on the language model's attention, KL
@@ -167,9 +166,7 @@ def main() -> None:
             results.append(compare(shape, num_generations, arguments.rounds))
             sys.stdout.write(json.dumps(results[-1], indent=1) + "\n" + table(results[-1:]) + "\n")
             sys.stdout.flush()
-    # The rewards' section below is written by their own benchmark.
-    _, heading, rewards = RESULTS.read_text().partition("\n# Rewards\n")
-    RESULTS.write_text(report(results) + heading + rewards)
+    write_section(report(results))
     sys.stdout.write(report(results))
 
 

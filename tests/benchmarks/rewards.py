@@ -15,7 +15,6 @@ import gc
 import os
 import platform
 import random
-import re
 import statistics
 import sys
 import time
@@ -23,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import evaluate
@@ -40,8 +38,8 @@ from mmft.evaluation.metrics.measures import bleu
 from rewards import BleuReward, CiderD, CiderReward, DocumentFrequencies, RougeLReward
 from rewards.bleu import bleu_statistics, reference_ngrams, sentence_bleu
 from rewards.rouge import reference_positions
+from tests.benchmarks.sections import write_section
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = "# Rewards"
 NUM_CAPTIONS, NUM_REFERENCES, VOCABULARY = 10_000, 5, 4_000
 GROUPS = {"8 captions per set": 8, "a set per caption": 1}
@@ -254,14 +252,6 @@ here and counted inside the call by pycocoevalcap.
 
 {table(results, num_captions)}
 """
-
-
-def write_section(text: str, path: Path = RESULTS) -> None:
-    """Put the section in the place of an older one, or at the end."""
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    old = re.search(rf"^{HEADING}\n.*?(?=^# |\Z)", before, re.MULTILINE | re.DOTALL)
-    after = before[: old.start()] + text + before[old.end() :] if old else f"{before.rstrip()}\n\n{text}"
-    path.write_text(after, encoding="utf-8")
 
 
 def main() -> None:
