@@ -1,4 +1,4 @@
-"""Reinforcement-learning fine-tuning of pretrained vision-language models, with a critic.
+"""Reinforcement-learning fine-tuning of pretrained vision-language models.
 
 The public names are imported when they are first used: `import mmft` costs no torch and no transformers.
 """
@@ -12,28 +12,38 @@ if TYPE_CHECKING:
     from mmft.engine.actor_critic import VLMActorCritic
     from mmft.engine.learned_reward import LearnedReward
     from mmft.models.backbone import load_backbone
+    from mmft.trainers.a2c import A2CConfig, A2CTrainer
     from mmft.trainers.ppo import PPOConfig, PPOTrainer
     from mmft.trainers.reward_model import RewardModelConfig, RewardModelTrainer
+    from mmft.trainers.reward_weighted import RewardWeightedConfig, RewardWeightedTrainer
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _HOMES = {
+    "A2CConfig": "mmft.trainers.a2c",
+    "A2CTrainer": "mmft.trainers.a2c",
     "LearnedReward": "mmft.engine.learned_reward",
     "PPOConfig": "mmft.trainers.ppo",
     "PPOTrainer": "mmft.trainers.ppo",
     "RewardModelConfig": "mmft.trainers.reward_model",
     "RewardModelTrainer": "mmft.trainers.reward_model",
+    "RewardWeightedConfig": "mmft.trainers.reward_weighted",
+    "RewardWeightedTrainer": "mmft.trainers.reward_weighted",
     "VLMActorCritic": "mmft.engine.actor_critic",
     "load_backbone": "mmft.models.backbone",
 }
 
 __all__ = [
+    "A2CConfig",
+    "A2CTrainer",
     "LearnedReward",
     "PPOConfig",
     "PPOTrainer",
     "RewardModelConfig",
     "RewardModelTrainer",
+    "RewardWeightedConfig",
+    "RewardWeightedTrainer",
     "VLMActorCritic",
     "__version__",
     "load_backbone",

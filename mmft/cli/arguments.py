@@ -152,8 +152,10 @@ def _what_is_wrong(command: str, algorithm: str, name: str, known: set[str]) -> 
     owners = [] if command in OTHER_TRAINING else _owners(name)
     if owners:
         there = " and ".join(f"`mmft {each}`" for each in owners)
-        remedy = "Leave it out" if command in ALGORITHMS else f"Write `algorithm: {owners[0]}`"
-        return f"is a field of {there}; this recipe is for `mmft {algorithm}`. {remedy}, or run that."
+        remedy = f"Leave it out, or run `mmft {owners[0]}`."
+        if command not in ALGORITHMS:
+            remedy = f"If it is for `mmft {owners[0]}`, write `algorithm: {owners[0]}`."
+        return f"is a field of {there}, and this recipe is for `mmft {algorithm}`. {remedy}"
     near = difflib.get_close_matches(name, sorted(known), n=1)
     hint = f"Did you mean `{near[0]}`?" if near else "`--help` lists the fields."
     return f"is no field of this command. {hint}"

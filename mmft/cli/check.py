@@ -11,15 +11,17 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
 from mmft.cli.console import number, say, table
 from mmft.cli.loading import held_out_prompts, load_policy, parameter_counts, train_prompts
-from mmft.cli.policies import Rewards, load_rewards, make_trainer, method
+from mmft.cli.policies import Rewards, is_offline, load_rewards, make_trainer, method
 from mmft.config import RunConfig
 from mmft.data.rows import PromptDataset
+from mmft.engine.actor_critic import Prompts
+from mmft.engine.packing import Completions
 from mmft.engine.reward_calls import is_async, is_two_phase, reward_batch
 from mmft.engine.sampling import sample_noise
 from mmft.errors import ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError
@@ -27,6 +29,7 @@ from mmft.models.backbone import Backbone
 from mmft.models.freezing import trained_pretrained_weights
 from mmft.resolve import reward_checker
 from mmft.trainers.collector import Judged, ids_by_row
+from mmft.trainers.offline_rows import OfflineRows
 from mmft.trainers.online import OnlineTrainer
 from mmft.trainers.registry import ALGORITHMS
 from mmft.types import RewardFunction
@@ -69,14 +72,14 @@ def run(config: RunConfig) -> int:
     for rows in (train_rows, held_out):
         if rows is not None:
             check_rows(rows, findings)
-    if train_rows is not None:
+    if train_rows is not None and not is_offline(config):
         check_arithmetic(config.training, len(train_rows), findings)
     backbone = findings.attempt(lambda: load_policy(config, train=True))
     if backbone is not None:
         show_parts(backbone, findings)
         show_algorithm(config, backbone)
         if rewards is not None and train_rows is not None:
-            findings.attempt(lambda: try_one_group(config, backbone, rewards, train_rows, findings))
+            findings.attempt(lambda: try_one_group(config, backbone, rewards, train_rows, held_out, findings))
     findings.show()
     return 1 if findings.problems else 0
 
@@ -143,28 +146,81 @@ def show_algorithm(config: RunConfig, backbone: Backbone) -> None:
 
 
 def try_one_group(
-    config: RunConfig, backbone: Backbone, rewards: Rewards, rows: PromptDataset, findings: Findings
+    config: RunConfig,
+    backbone: Backbone,
+    rewards: Rewards,
+    rows: PromptDataset,
+    held_out: PromptDataset | None,
+    findings: Findings,
 ) -> None:
-    """Samples, judges and scores the completions of the first row, with a backward pass and no update."""
+    """One group of completions, sampled and judged or read from the data: a backward pass and no update."""
     with tempfile.TemporaryDirectory() as folder:  # the Trainer makes its output folder at once
         args = dataclasses.replace(config.training, output_dir=folder)
         trainer = make_trainer(dataclasses.replace(config, training=args), backbone, rewards, rows, None)
+    if is_offline(config):
+        prompts, completions = given_group(trainer, findings)
+        if held_out is not None and rewards.optimised:
+            try_rewards(trainer, rewards, held_out, findings)
+    else:
+        judged = try_rewards(trainer, rewards, rows, findings)
+        totals = judged.judgement.total.tolist()
+        if len(totals) > 1 and len(set(totals)) == 1 and bool(judged.judgement.valid.any()):
+            findings.remarks.append(
+                "all completions of the first row got the same reward: that prompt teaches nothing"
+            )
+        prompts, completions = judged.prompts, judged.samples.completions
+    scores = trainer.actor_critic(prompts, completions, temperature=args.temperature)
+    loss = scores.logps[completions.mask].mean()
+    if scores.values is not None:
+        loss = loss + scores.values[completions.mask].mean()
+    loss.backward()
+    trainer.actor_critic.zero_grad(set_to_none=True)
+    show_scoring(trainer)
+    say(f"\npeak memory after one group, with gradients: {_mib(peak_memory())}{gpu_peak()}")
+
+
+def try_rewards(trainer: OnlineTrainer, rewards: Rewards, rows: PromptDataset, findings: Findings) -> Judged:
+    """Samples the completions of the first row and has them judged."""
+    args = trainer.args
     noise = sample_noise(args.seed, 0, range(args.num_generations), args.max_completion_length)
     judged = trainer.collector.judge([rows[0]], args.sampling_params(), noise, rewards=trainer.eval_suite)
     show_lengths(trainer, judged, findings)
     show_rewards(judged, findings)
     check_protocol(rewards.optimised, trainer, judged, findings)
-    scores = trainer.actor_critic(judged.prompts, judged.samples.completions, temperature=args.temperature)
-    loss = scores.logps[judged.samples.completions.mask].mean()
-    if scores.values is not None:
-        loss = loss + scores.values[judged.samples.completions.mask].mean()
-    loss.backward()
-    trainer.actor_critic.zero_grad(set_to_none=True)
-    say(f"\npeak memory after one group, with gradients: {_mib(peak_memory())}{gpu_peak()}")
+    return judged
+
+
+def given_group(trainer: OnlineTrainer, findings: Findings) -> tuple[Prompts, Completions]:
+    """The first completions that offline training would learn from, and what all of them are like."""
+    offline: OfflineRows = cast(Any, trainer).offline_rows
+    batch = trainer.collect(0).take([0])
+    lengths = [len(ids) for ids in offline.ids]
+    num_cut, num_rows = int(offline.cut.sum()), len(lengths)
+    say(
+        f"\ncompletions: {num_rows:,} of {len(set(offline.groups.tolist())):,} prompts, {min(lengths)} to "
+        f"{max(lengths)} tokens\nrewards: {float(offline.rewards.min()):.3f} to "
+        f"{float(offline.rewards.max()):.3f}, mean {float(offline.rewards.mean()):.3f}\n"
+        f"one pass: {trainer.plan.rollouts_per_epoch * trainer.plan.steps_per_rollout:,} optimizer steps"
+    )
+    if num_cut:
+        findings.remarks.append(
+            f"{num_cut} of {num_rows} completions are cut at `max_completion_length="
+            f"{trainer.args.max_completion_length}` tokens, and teach no end"
+        )
+    if offline.rewards.min() == offline.rewards.max():
+        findings.remarks.append("all rewards are the same: this is plain supervised training")
+    return batch.prompts, batch.completions
+
+
+def show_scoring(trainer: OnlineTrainer) -> None:
+    """Whether prompts are shared."""
+    verification = trainer.collector.verification
+    if verification is not None:
+        say(f"scoring: {'packed' if verification.packed else 'plain'}; {verification.reason}")
 
 
 def show_lengths(trainer: OnlineTrainer, judged: Judged, findings: Findings) -> None:
-    """Prompt and completion lengths, and whether prompts are shared in scoring."""
+    """Prompt and completion lengths."""
     args, backbone = trainer.args, trainer.actor_critic.backbone
     prompt = trainer.collector.encoder.inputs(judged.rows[0]).tensors["input_ids"].shape[-1]
     lengths = judged.samples.completions.lengths.tolist()
@@ -182,9 +238,6 @@ def show_lengths(trainer: OnlineTrainer, judged: Judged, findings: Findings) -> 
         findings.remarks.append(
             f"no completion ended in `max_completion_length={args.max_completion_length}` tokens; allow more"
         )
-    verification = trainer.collector.verification
-    if verification is not None:
-        say(f"scoring: {'packed' if verification.packed else 'plain'}; {verification.reason}")
 
 
 def show_rewards(judged: Judged, findings: Findings) -> None:
@@ -201,10 +254,6 @@ def show_rewards(judged: Judged, findings: Findings) -> None:
     if not bool(judged.judgement.valid.any()):
         findings.problems.append(
             "no reward could judge the first row; are the columns there that it reads (`rename_columns`)?"
-        )
-    elif len(totals) > 1 and len(set(totals)) == 1:
-        findings.remarks.append(
-            "all completions of the first row got the same reward: that prompt teaches nothing"
         )
 
 

@@ -27,7 +27,7 @@ from mmft.cli.evaluate_report import (
 )
 from mmft.cli.evaluate_tables import comparison_markdown, tables
 from mmft.cli.loading import load_policy, load_prompts, model_and_adapter, train_prompts
-from mmft.cli.policies import AnsweringPolicy, Rewards, no_reward
+from mmft.cli.policies import AnsweringPolicy, Rewards, for_answering, no_reward
 from mmft.cli.run_folder import row_records, unoptimised_measures, weights_of
 from mmft.config import RunConfig, ScriptConfig
 from mmft.data.rows import PromptDataset
@@ -175,7 +175,7 @@ def answer(config: RunConfig, task: Task, *, with_states: bool = False) -> Answe
         with_states: also give what the model sees of each row.
     """
     backbone = load_policy(config, train=False)
-    training, rewards = config.training, task.rewards
+    training, rewards = for_answering(config.training), task.rewards
     if not config.script.reward_funcs:
         training = dataclasses.replace(training, reward_weights=None)
     policy = AnsweringPolicy(

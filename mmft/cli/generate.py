@@ -10,7 +10,7 @@ from typing import Any
 from mmft.cli.console import is_main_process, said_lines, say
 from mmft.cli.evaluate import split_to_score
 from mmft.cli.loading import load_policy
-from mmft.cli.policies import AnsweringPolicy, no_reward
+from mmft.cli.policies import AnsweringPolicy, for_answering, no_reward
 from mmft.cli.run_folder import row_records
 from mmft.config import RunConfig
 from mmft.data.rows import PromptDataset
@@ -28,7 +28,7 @@ def run(config: RunConfig) -> int:
     script = config.script
     rows = split_to_score(script)
     rewards = resolve_rewards([*script.reward_funcs, *script.eval_funcs])[0] or [no_reward]
-    training = dataclasses.replace(config.training, reward_weights=None)
+    training = dataclasses.replace(for_answering(config.training), reward_weights=None)
     policy = AnsweringPolicy(load_policy(config, train=False), rewards, training, None, rows)
     target = Path(script.output_file or Path(config.training.output_dir) / GENERATIONS_FILE)
     answers = list(completions(policy, rows, do_sample=script.do_sample))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def load_rewards(config: RunConfig) -> Rewards:
             "empty: nothing would judge the held-out completions. Name one, or leave `eval_split` out; "
             "offline training needs none."
         )
-    return Rewards([no_reward], rewards.reported)
+    return rewards
 
 
 def no_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
@@ -81,6 +82,11 @@ def make_trainer(
     return trainer(
         backbone, rewards.optimised, config.training, train_rows, held_out, eval_funcs=rewards.reported
     )
+
+
+def for_answering(args: Any) -> Any:
+    """The settings of a trainer where nothing trains: nothing is held near where it was."""
+    return dataclasses.replace(args, l2_pretrained_coef=0.0, l2_adapter_coef=0.0)
 
 
 class AnsweringPolicy(OnlineTrainer):

@@ -51,8 +51,8 @@ SHOWN_SETTINGS = (
     "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs", "num_generations",
     "max_completion_length", "temperature", "eval_temperature", "advantage_estimator", "kl_coef",
     "kl_estimator", "kl_target", "early_stop_kl", "entropy_coef", "vf_coef", "critic_learning_rate",
-    "gamma", "lam", "trainable", "use_peft", "peft_method", "adapt", "lora_r", "lora_alpha", "l2_pretrained_coef",
-    "l2_adapter_coef", "seed",
+    "gamma", "lam", "trainable", "use_peft", "peft_method", "adapt", "lora_r", "lora_alpha",
+    "l2_pretrained_coef", "l2_adapter_coef", "seed",
 )  # fmt: skip
 
 

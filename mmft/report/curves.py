@@ -141,5 +141,7 @@ def _write(axes: Axes, height: float, label: str, completion: str, colour: str) 
     text = textwrap.shorten(completion, 150, placeholder=" ...") or "(nothing)"
     # A dollar sign would start a formula.
     lines = textwrap.fill(text.replace("$", r"\$"), 62, max_lines=2, placeholder=" ...")
-    axes.text(0.0, height, label, color=colour, fontsize=8, va="top", transform=axes.transAxes)
-    axes.text(0.11, height, lines, color="black", fontsize=9.5, va="top", transform=axes.transAxes)
+    # Wide letters may reach beyond the page, and must not squeeze everything else off it.
+    place: dict[str, Any] = {"va": "top", "transform": axes.transAxes, "in_layout": False}
+    axes.text(0.0, height, label, color=colour, fontsize=8, **place)
+    axes.text(0.11, height, lines, color="black", fontsize=9.5, **place)

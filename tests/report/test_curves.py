@@ -54,7 +54,8 @@ def test_curves_of_a_run_that_hardly_began_are_drawn_too(history: list[dict[str,
 def test_the_overview_takes_any_number_of_samples_and_any_text(count: int, tmp_path: Path):
     picture = PIL.Image.new("RGB", (64, 48), "red")
     samples = [
-        (picture if row % 2 == 0 else None, "costs $5 and $6 {", "long " * 100) for row in range(count)
+        (picture if row % 2 == 0 else None, "costs $5 and $6 {", ("long " if row % 2 else "WWWWW") * 100)
+        for row in range(count)
     ]
     draw_overview(HISTORY, samples, tmp_path / "overview.png", (0.1, 0.2))
     pixels = drawn(tmp_path / "overview.png")

@@ -1,0 +1,104 @@
+"""`peft_method` and `adapt` from a recipe: one step of each method, and what the run folder can be used for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmft.cli import main
+from mmft.models.adapter_settings import METHODS
+from tests.cli.support import SETTINGS, SFT_SETTINGS, refusal, summary, write_config
+
+ONE_STEP: dict[str, Any] = SETTINGS | {
+    "model_name_or_path": "mmft/tiny-captioner",
+    "reward_funcs": ["tests.reference.rewards:byte_variety"],
+    "reward_weights": None,
+    "eval_funcs": [],
+    "max_eval_rows": 2,
+    "num_samples": 0,
+    "max_steps": 1,
+    "save_strategy": "no",
+    "bottleneck_size": 4,
+}
+PARTS = {
+    "lora": None,
+    "dora": ["projector"],
+    "rslora": ["vision"],
+    "ia3": ["language", "vision"],
+    "bottleneck": ["language", "projector"],
+}
+
+
+def recipe(folder: Path, **changes: Any) -> str:
+    return write_config(folder, ONE_STEP | {"output_dir": str(folder / "run")} | changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_each_method_is_evaluated_from_its_folder(method: str, tmp_path: Path):
+    config, run = recipe(tmp_path, peft_method=method, adapt=PARTS[method]), tmp_path / "run"
+    assert main(["ppo", "--config", config]) == 0
+    told = summary(run)
+    assert told["steps"] == 1
+    scores = tmp_path / "scores.json"
+    argv = ["evaluate", "--config", str(run / "config.yaml"), "--model_name_or_path", str(run)]
+    assert main([*argv, "--output_file", str(scores)]) == 0
+    means = json.loads(scores.read_text())["means"]
+    assert means["reward"] == pytest.approx(told["after"]["reward"], abs=1e-6)
+
+
+def test_check_shows_what_trains_in_each_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = ["check", "--config", recipe(tmp_path, adapt=["vision", "projector"])]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    trained = {
+        line.split()[0]: line.split()[-1] for line in said.splitlines() if line.count(",") or "0" in line
+    }
+    assert trained["language"] == "0"
+    assert int(trained["vision"].replace(",", "")) > 0
+    assert int(trained["projector"].replace(",", "")) > 0
+    assert "nothing is cached" in said
+
+
+def test_new_training_on_bottleneck_adapters_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "BOTTLENECK", "base_model_name_or_path": "nowhere/to-be-found"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    said = refusal(capsys, ["ppo", "--config", recipe(tmp_path, adapter_path=str(folder))])
+    assert "holds bottleneck adapters, which cannot become part of the weights" in said
+    assert "`resume_from_checkpoint`" in said
+
+
+def test_a_warm_start_of_bottlenecks_cannot_be_merged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_folder: str
+):
+    run = tmp_path / "warm"
+    settings = SFT_SETTINGS | {"model_name_or_path": model_folder, "output_dir": str(run), "max_steps": 1}
+    config = write_config(tmp_path, settings | {"peft_method": "bottleneck", "bottleneck_size": 4})
+    assert "Set `save_merged: false`" in refusal(capsys, ["sft", "--config", config])
+    assert main(["sft", "--config", config, "--save_merged", "false"]) == 0
+    assert f"`mmft evaluate --config FILE --model_name_or_path {run}`" in capsys.readouterr().out
+    assert (run / "adapter_model.safetensors").is_file()
+    assert not (run / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_method": "ia3", "use_dora": True}, "`use_dora` is for LoRA, but `peft_method` is 'ia3'"),
+        ({"adapt": ["vision"], "lora_target_modules": ["q_proj", "v_proj"]}, "both say where adapters go"),
+        ({"peft_method": "dora", "use_peft": False}, "`peft_method` is 'dora' without `use_peft: true`"),
+        ({"peft_method": "bottelneck"}, "Did you mean 'bottleneck'?"),
+        ({"adapt": ["visoin"]}, "Did you mean 'vision'?"),
+        ({"lora_target_modules": ["q_prj", "v_prj"]}, "matches no module of Llava"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(
+    changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert message in refusal(capsys, ["ppo", "--config", recipe(tmp_path, **changes)])
