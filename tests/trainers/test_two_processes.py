@@ -169,18 +169,38 @@ FSDP = {
 """What `accelerate launch` sets from configs/accelerate/fsdp2.yaml."""
 
 
-def test_sharded_weights_make_the_update_of_one_process(tmp_path: Path):
-    launch("two_processes_sharded.py", tmp_path, **FSDP)
-    alone = scenario("lora", tmp_path / "alone", 1)
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sharded")
+    launch("two_processes_sharded.py", path, **FSDP)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "runs"),
+    [
+        ("held lora", ("adapter_model.safetensors", HEADS_FILE), ("whole", "resumed")),
+        ("held weights", ("model.safetensors", HEADS_FILE), ("weights", "resumed weights")),
+    ],
+)
+def test_sharded_weights_make_the_update_of_one_process(
+    name: str, files: tuple[str, ...], runs: tuple[str, ...], sharded: Path, tmp_path: Path
+):
+    """Regularisers hold the weights: each process has a part of them and of the pretrained ones."""
+    alone = scenario(name, tmp_path, 1)
     alone.train()
-    alone.save_model(str(tmp_path / "alone"))
-    for name in ("adapter_model.safetensors", HEADS_FILE):
-        expected = load_file(tmp_path / "alone" / name)
-        for run in ("whole", "resumed"):
-            actual = load_file(tmp_path / run / name)
+    alone.save_model(str(tmp_path))
+    for file in files:
+        expected = load_file(tmp_path / file)
+        for run in runs:
+            actual = load_file(sharded / run / file)
             assert actual.keys() == expected.keys()
             for key, weight in expected.items():
                 torch.testing.assert_close(actual[key], weight, rtol=0, atol=1e-5, msg=f"{run}: {key}")
-    steps = json.loads((tmp_path / "steps.json").read_text())
-    for mine, theirs in zip(without_cache(steps), without_cache(step_rows(alone)), strict=True):
-        assert mine == pytest.approx(theirs, abs=2e-4)
+    for run in runs:
+        steps = json.loads((sharded / f"steps {run}.json").read_text())
+        for mine, theirs in zip(without_cache(steps), without_cache(step_rows(alone)), strict=True):
+            assert mine == pytest.approx(theirs, abs=2e-4), run
+            assert mine["regularization/distance"] == pytest.approx(
+                theirs["regularization/distance"], rel=1e-4, abs=1e-6
+            )

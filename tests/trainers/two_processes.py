@@ -67,6 +67,7 @@ def scenario(name: str, folder: Path, num_processes: int) -> PPOTrainer:
     if name == "full weights":
         settings |= {"lora": False, "max_steps": 4}
     settings |= CONTROLLED.get(name, {})
+    settings |= HELD.get(name, {})
     if name == "scaled":
         settings |= {"rewards": scaled_reward()}
     if name in ("unjudged", "masked", "failing", "stalling"):
@@ -91,6 +92,16 @@ CONTROLLED: dict[str, dict[str, Any]] = {
     "group": {"advantage_estimator": "group"},
 }
 """Controllers that look at all samples, and the critic-free case."""
+HELD: dict[str, dict[str, Any]] = {
+    "held lora": {"l2_pretrained_coef": 0.5, "l2_adapter_coef": {"language": 0.1}},
+    "held weights": {
+        "lora": False,
+        "l2_pretrained_coef": {"language": 0.5, "head": 0.2},
+        "kl_coef": 0.0,
+        "max_steps": 4,
+    },
+}
+"""Weights that regularisers hold."""
 SPOILED: dict[str, dict[str, Any]] = {
     "masked": {"rewards": failing_reward, "reward_on_error": "mask"},
     "failing": {"rewards": failing_reward},

@@ -16,8 +16,15 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from tests.trainers.support import make_rows, make_trainer, step_rows
-from tests.trainers.two_processes import BASE
+from tests.trainers.two_processes import BASE, HELD
 
+RUNS: dict[str, tuple[str, str | None]] = {
+    "whole": ("held lora", None),
+    "resumed": ("held lora", "whole/checkpoint-3"),
+    "weights": ("held weights", None),
+    "resumed weights": ("held weights", "weights/checkpoint-3"),
+}
+"""By name, the scenario and the checkpoint to go on from."""
 make_state = PartialState.__init__
 
 
@@ -30,14 +37,14 @@ def make_state_as_on_gpus(self: PartialState, *args: Any, **kwargs: Any) -> None
 def main(root: Path) -> None:
     PartialState.__init__ = make_state_as_on_gpus
     settings = BASE | {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 3}
-    for name, checkpoint in {"whole": None, "resumed": str(root / "whole" / "checkpoint-3")}.items():
-        trainer = make_trainer(root / name, rows=make_rows(16), **settings)
-        trainer.train(resume_from_checkpoint=checkpoint)
+    for name, (held, checkpoint) in RUNS.items():
+        trainer = make_trainer(root / name, rows=make_rows(16), **(settings | HELD[held]))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(root / checkpoint))
         assert trainer.is_fsdp_enabled
         assert any(type(p).__name__ == "DTensor" for p in trainer.actor_critic.parameters())
         trainer.save_model(str(root / name))
         if os.environ["RANK"] == "0":
-            (root / "steps.json").write_text(json.dumps(step_rows(trainer)))
+            (root / f"steps {name}.json").write_text(json.dumps(step_rows(trainer)))
 
 
 if __name__ == "__main__":
