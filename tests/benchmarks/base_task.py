@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,9 @@ def base_likelihood(folder: Path | None) -> float:
     return float(logps.sum() / captions.mask.sum())
 
 
+@torch.no_grad()
 def distance_to_base(folder: Path) -> float:
     """||theta - theta_pretrained|| over all weights."""
     trained = dict(load_backbone(str(folder)).base.named_parameters())
-    total = sum(
-        (trained[name] - weight).double().square().sum()
-        for name, weight in load_backbone(CAPTIONER_NAME).base.named_parameters()
-    )
-    return float(total.sqrt()) if isinstance(total, torch.Tensor) else 0.0
+    base = load_backbone(CAPTIONER_NAME).base.named_parameters()
+    return math.sqrt(sum(float((trained[name] - weight).double().square().sum()) for name, weight in base))
