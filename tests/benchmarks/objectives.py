@@ -201,14 +201,15 @@ def report(results: Sequence[dict[str, Any]], near: Sequence[dict[str, Any]], ar
 `python -m tests.benchmarks.objectives` writes this section and docs/objectives.png.
 
 The recipes of configs/tiny on scenes, {arguments.rollouts} rollouts of {each} completions each, so that every
-run sampled {each * arguments.rollouts:,}; seeds {seeds}: mean and range over seeds. Rewards and true facts are
-those of 256 held-out scenes, captions sampled at temperature 1; true facts are not optimised.
+run sampled {each * arguments.rollouts:,}; seeds {seeds}: mean and range over seeds. Rewards and true facts
+are those of 256 held-out scenes, captions sampled at temperature 1; true facts are not optimised.
 
 {comparison_table(results)}
 
 Held near pretrained: every weight of projector and language model trains with PPO and
 lambda * ||theta - theta_pretrained||^2 (configs/tiny/l2sp.yaml, {arguments.near_rollouts} rollouts). The
-log-prob per token is that of the captions which the pretrained captioner itself says of 128 held-out scenes: its old task.
+log-prob per token is that of the captions which the pretrained captioner itself says of 128 held-out
+scenes: its old task.
 
 {held_near_table(near)}
 """
