@@ -1,4 +1,4 @@
-"""`peft_method` and `adapt` from a recipe: one step of each method, and what the run folder can be used for."""
+"""`peft_method` and `adapt` from a recipe: one step of each method, and the run folder that it leaves."""
 
 from __future__ import annotations
 
@@ -45,20 +45,22 @@ def test_a_run_of_each_method_is_evaluated_from_its_folder(method: str, tmp_path
     scores = tmp_path / "scores.json"
     argv = ["evaluate", "--config", str(run / "config.yaml"), "--model_name_or_path", str(run)]
     assert main([*argv, "--output_file", str(scores)]) == 0
-    means = json.loads(scores.read_text())["means"]
-    assert means["reward"] == pytest.approx(told["after"]["reward"], abs=1e-6)
+    found = json.loads(scores.read_text())
+    assert (found["model"], found["adapter"]) == ("mmft/tiny-captioner", str(run))
+    assert found["means"]["reward"] == pytest.approx(told["after"]["reward"], abs=1e-6)
 
 
 def test_check_shows_what_trains_in_each_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = ["check", "--config", recipe(tmp_path, adapt=["vision", "projector"])]
     assert main(argv) == 0
     said = capsys.readouterr().out
-    trained = {
-        line.split()[0]: line.split()[-1] for line in said.splitlines() if line.count(",") or "0" in line
-    }
-    assert trained["language"] == "0"
-    assert int(trained["vision"].replace(",", "")) > 0
-    assert int(trained["projector"].replace(",", "")) > 0
+    rows = [
+        line.split() for line in said.splitlines() if line.startswith(("language", "vision", "projector"))
+    ]
+    trained = {part: int(count.replace(",", "")) for part, _, count in rows}
+    assert trained["language"] == 0
+    assert trained["vision"] > 0
+    assert trained["projector"] > 0
     assert "nothing is cached" in said
 
 
