@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,31 @@ import yaml
 from mmft import trl_bridge
 from mmft.cli import COMMANDS
 from mmft.cli.arguments import parse_run
+from mmft.config import RunConfig
+from mmft.tiny import CAPTIONER_NAME
+from mmft.trainers.registry import ALGORITHMS
+from tests.trainers.support import make_trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = sorted(CONFIGS.glob("*.yaml"))
+RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("tiny/*.yaml")])
+NAMES = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in RECIPES]
+ALGORITHM = {
+    "caption_ppo": "ppo", "caption_group": "ppo", "caption_a2c": "a2c", "caption_rwl": "rwl",
+    "caption_rwl_offline": "rwl", "full_finetune_l2sp": "ppo",
+    "tiny/ppo": "ppo", "tiny/group": "ppo", "tiny/a2c": "a2c", "tiny/rwl": "rwl", "tiny/rwl_offline": "rwl",
+    "tiny/l2sp": "ppo",
+}  # fmt: skip
 LAUNCHES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 
 
 def command(path: Path) -> str:
-    """Recipes are named after the command that reads them."""
-    return next((name for name in COMMANDS if path.stem.endswith(name.replace("-", "_"))), "ppo")
+    """Recipes say their algorithm, or are named after the command that reads them, or are for `mmft ppo`."""
+    written = yaml.safe_load(path.read_text()).get("algorithm")
+    named = (name for name in COMMANDS if path.stem.endswith(name.replace("-", "_")))
+    return written or next(named, "ppo")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
 def test_a_recipe_parses_into_the_settings_of_its_command(path: Path, tmp_path: Path):
     # On the CPU half precision is refused where there is none, so the device is said.
     run = parse_run(command(path), ["--config", str(path), "--use_cpu", "--bf16", "false"])
@@ -34,9 +48,82 @@ def test_a_recipe_parses_into_the_settings_of_its_command(path: Path, tmp_path: 
     assert parse_run(command(path), ["--config", str(tmp_path / "config.yaml")]).resolved() == run.resolved()
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def settings(name: str) -> RunConfig:
+    """A recipe as `mmft check` reads it."""
+    path = CONFIGS / f"{name}.yaml"
+    return parse_run("check", ["--config", str(path), "--use_cpu", "--bf16", "false"])
+
+
+@pytest.mark.parametrize(("name", "algorithm"), ALGORITHM.items())
+def test_a_recipe_is_read_with_the_fields_of_its_algorithm(name: str, algorithm: str):
+    run = settings(name)
+    assert run.script.algorithm == algorithm
+    assert type(run.training) is ALGORITHMS[algorithm].load_config()
+
+
+def test_every_recipe_of_an_algorithm_has_a_tiny_version_and_all_are_known():
+    assert {name for name in NAMES if name.startswith("tiny/")} <= set(ALGORITHM)
+    assert set(ALGORITHM) <= set(NAMES)
+    sizes = [sum(name.startswith("tiny/") == tiny for name in ALGORITHM) for tiny in (True, False)]
+    assert sizes[0] == sizes[1]
+
+
+def test_recipes_train_what_their_names_say():
+    trainer = ALGORITHMS["ppo"].load_trainer()
+    for name in ("caption_group", "tiny/group"):
+        assert not trainer.needs_critic(settings(name).training)
+    for name in ("caption_ppo", "tiny/ppo"):
+        assert trainer.needs_critic(settings(name).training)
+    for name in ("caption_rwl_offline", "tiny/rwl_offline"):
+        assert settings(name).training.offline
+    for name in ("full_finetune_l2sp", "tiny/l2sp"):
+        run = settings(name)
+        assert run.training.regularizes
+        assert not run.model.use_peft
+        assert run.script.trainable == ["projector", "language"]
+        assert not trainer.needs_reference(run.training)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("tiny/")])
+def test_a_tiny_recipe_needs_no_network_and_watches_the_truth(name: str):
+    run = settings(name)
+    assert run.model.model_name_or_path == CAPTIONER_NAME
+    assert run.script.dataset_name.startswith("mmft/")
+    assert run.script.eval_funcs == ["mmft.tiny:true_fact_share"]
+    assert run.training.max_steps <= 150
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
 def test_a_recipe_keeps_its_runs_in_the_runs_folder(path: Path):
     assert yaml.safe_load(path.read_text())["output_dir"].startswith("runs/")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_a_recipe_anneals_its_learning_rate_to_a_floor(path: Path):
+    written = yaml.safe_load(path.read_text())
+    assert written["lr_scheduler_type"] == "cosine_with_min_lr"
+    assert written["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}
+
+
+def test_the_schedule_of_a_recipe_follows_the_equation_and_the_critics_keeps_its_ratio(tmp_path: Path):
+    args = settings("tiny/ppo").training
+    top, floor, steps = args.learning_rate, 0.1 * args.learning_rate, args.max_steps
+    fields = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps")
+    chosen = {name: getattr(args, name) for name in fields}
+    trainer = make_trainer(tmp_path, critic_learning_rate=5 * top, **chosen)
+    trainer.create_optimizer_and_scheduler(num_training_steps=steps)
+    rates = []
+    for _ in range(steps + 1):
+        rates.append(sorted({group["lr"] for group in trainer.optimizer.param_groups}))
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert args.warmup_steps == 0
+    for t in (0, 1, steps // 3, steps // 2, steps - 1, steps):
+        expected = floor + (top - floor) * (1 + math.cos(math.pi * t / steps)) / 2
+        assert rates[t] == pytest.approx([expected, 5 * expected])
+    assert rates[0] == pytest.approx([top, 5 * top])
+    assert rates[steps // 2] == pytest.approx([(top + floor) / 2, 5 * (top + floor) / 2])
+    assert rates[steps] == pytest.approx([floor, 5 * floor])
 
 
 @pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ from mmft.trainers.registry import ALGORITHMS
 WIDTH = 110
 NAMES = {
     "DataConfig": "data and model parts",
+    "AdapterSettings": "adapters",
     "EvaluationSettings": "evaluation",
     "ScriptConfig": "rewards and output",
     "SFTScriptConfig": "what to learn",
