@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmft.models.adapter_settings import BOTTLENECK
 from mmft.report.record import Change
 
 CARD = """\
@@ -45,6 +46,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained({folder!r})
 processor = AutoProcessor.from_pretrained({folder!r})"""
+BOTTLENECK_USAGE = "import mmft.models.bottleneck  # makes PEFT know these adapters\n"
 PACKAGED_USAGE = "from mmft.tiny import captioner_path  # the base model ships with mmft\n"
 SHOWN_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs", "per_device_train_batch_size",
@@ -131,5 +133,7 @@ def _warnings(facts: CardFacts) -> str:
 def _usage(facts: CardFacts) -> str:
     text = (ADAPTER_USAGE if facts.adapter else MODEL_USAGE).format(base=facts.base, folder=facts.folder)
     if facts.adapter and facts.packaged_base:
-        return PACKAGED_USAGE + text.replace(repr(facts.base), "captioner_path()")
+        text = PACKAGED_USAGE + text.replace(repr(facts.base), "captioner_path()")
+    if facts.adapter and facts.settings.get("peft_method") == BOTTLENECK:
+        text = BOTTLENECK_USAGE + text
     return text

@@ -52,8 +52,8 @@ at the completions, report a measure that is not optimised (`eval_funcs`){penalt
 SHOWN_SETTINGS = (
     "loss_type", "reads_likelihood", "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs",
     "per_device_train_batch_size", "gradient_accumulation_steps", "dropout", "head_width", "mc_samples",
-    "center_rewards_coefficient", "normalize_ratings", "trainable", "use_peft", "lora_r", "lora_alpha",
-    "seed",
+    "center_rewards_coefficient", "normalize_ratings", "trainable", "use_peft", "peft_method", "adapt",
+    "lora_r", "lora_alpha", "seed",
 )  # fmt: skip
 
 

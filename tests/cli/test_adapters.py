@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import PeftModel
 
 from mmft.cli import main
 from mmft.models.adapter_settings import METHODS
@@ -48,6 +49,11 @@ def test_a_run_of_each_method_is_evaluated_from_its_folder(method: str, tmp_path
     found = json.loads(scores.read_text())
     assert (found["model"], found["adapter"]) == ("mmft/tiny-captioner", str(run))
     assert found["means"]["reward"] == pytest.approx(told["after"]["reward"], abs=1e-6)
+    names: dict[str, Any] = {}
+    card = (run / "README.md").read_text()
+    exec(card.partition("```python\n")[2].partition("```")[0], names)
+    assert isinstance(names["model"], PeftModel)
+    assert ("import mmft.models.bottleneck" in card) == (method == "bottleneck")
 
 
 def test_check_shows_what_trains_in_each_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
