@@ -71,8 +71,8 @@ class DataConfig(AdapterSettings):
     trainable: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Pretrained parts that train: vision, projector, language. "
-            "Unset: language, or none with use_peft."
+            "help": "Pretrained weights that train: vision, projector, language (with its head), head, or "
+            "patterns over names such as '*layers.3.*'. Unset: language, or none with use_peft."
         },
     )
     adapter_path: str | None = field(

@@ -183,21 +183,25 @@ def _check_pair(layer: Any, adapter: str, num_trained: int, backbone: Backbone) 
         )
 
 
-def check_found(name: str, value: float | Mapping[str, float], found: set[str], remedy: str) -> None:
-    """Refuses a coefficient that nothing answers to.
+def check_found(name: str, value: float | Mapping[str, float], found: set[str], what: str) -> None:
+    """Refuses a coefficient of something that does not train.
+
+    Args:
+        name: of the setting.
+        value: its value.
+        found: the parts where something is held.
+        what: would be held, and the remedy where there is none.
 
     Raises:
-        ConfigError: with the part that has no such weights.
+        ConfigError: with the part where nothing is held.
     """
     if isinstance(value, Mapping):
         for part, coefficient in value.items():
             covered = {part, "head"} if part == "language" else {part}
             if coefficient and not covered & found:
-                raise ConfigError(
-                    f"`{name}` is {coefficient:g} for {part}, but nothing there answers to it. {remedy}"
-                )
+                raise ConfigError(f"`{name}` is {coefficient:g} for {part}, where no {what}")
     elif value and not found:
-        raise ConfigError(f"`{name}` is {value:g}, but nothing in the model answers to it. {remedy}")
+        raise ConfigError(f"`{name}` is {value:g}, but no {what}")
 
 
 def coefficients_by_part(value: float | Mapping[str, float]) -> dict[str, float]:

@@ -4,7 +4,7 @@
     L_total = L_task + sum_parts beta_part   ||phi_part||^2
 
 Their gradients are added to those of the task once per optimizer step, before clipping, and need no forward
-of their own.
+of their own. The logged `loss` stays that of the task.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class RegularizationConfig(TrainingArguments):
         default=0.0,
         metadata={
             "help": "lambda in lambda * ||theta - theta_pretrained||^2 over the pretrained weights that "
-            "train, LoRA's change of them among it: a number, or {part: number}; 0 is off."
+            "train, or LoRA's change of them: a number, or numbers by part, {language: 0.01, vision: 1}, "
+            "where language covers the head unless that has its own; 0 is off."
         },
     )
     l2_adapter_coef: dict[str, float] | str | float | None = field(
         default=0.0,
         metadata={
-            "help": "beta in beta * ||phi||^2 over the weights of adapters: a number, or {part: number}; "
-            "0 is off."
+            "help": "beta in beta * ||phi||^2 over the weights of adapters, in the same forms; 0 is off."
         },
     )
     l2_pretrained_device: str = field(
@@ -132,13 +132,14 @@ def find_terms(module: Any, args: RegularizationConfig) -> Terms:
         "l2_pretrained_coef",
         cast(Coefficient, args.l2_pretrained_coef),
         {each.part for each in weights} | {each.part for each in lora},
-        "Name pretrained weights in `trainable`, train LoRA adapters, or leave the coefficient out.",
+        "pretrained weight and no LoRA layer trains. Name weights in `trainable`, train LoRA adapters "
+        "(`use_peft: true`), or leave it out.",
     )
     check_found(
         "l2_adapter_coef",
         cast(Coefficient, args.l2_adapter_coef),
         {each.part for each in adapters},
-        "Train adapters (`use_peft: true`), or leave the coefficient out.",
+        "adapter trains. Train some (`use_peft: true`), or leave it out.",
     )
     return Terms(weights, lora, adapters)
 

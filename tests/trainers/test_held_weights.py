@@ -93,7 +93,7 @@ def test_a_lora_layer_belongs_to_the_part_it_sits_in(target: Any, part: str, tmp
     terms = find_terms(module, make_args(tmp_path, **coefficients))
     assert {each.part for each in terms.lora} == {each.part for each in terms.adapters} == {part}
     other = "vision" if part != "vision" else "language"
-    with pytest.raises(ConfigError, match=f"for {other}, but nothing there"):
+    with pytest.raises(ConfigError, match=f"for {other}, where no pretrained weight and no LoRA layer"):
         find_terms(module, make_args(tmp_path, l2_pretrained_coef={other: 0.1}))
 
 

@@ -384,11 +384,17 @@ def test_an_unknown_device_of_the_copy_is_refused(tmp_path: Path):
     [
         (
             {"lora": False, "l2_adapter_coef": 0.1},
-            r"`l2_adapter_coef` is 0.1, but nothing .* adapters \(`use_peft: true`\)",
+            r"`l2_adapter_coef` is 0.1, but no adapter trains\. .* \(`use_peft: true`\)",
         ),
-        ({"lora": False, "l2_pretrained_coef": {"vision": 0.1}}, "is 0.1 for vision, but nothing there"),
-        ({"l2_pretrained_coef": {"language": 0.1, "projector": 2}}, "is 2 for projector, but nothing there"),
-        ({"l2_adapter_coef": {"vision": 0.1}}, "is 0.1 for vision, but nothing there answers to it. Train"),
+        (
+            {"lora": False, "l2_pretrained_coef": {"vision": 0.1}},
+            "is 0.1 for vision, where no pretrained weight and no LoRA",
+        ),
+        (
+            {"l2_pretrained_coef": {"language": 0.1, "projector": 2}},
+            "is 2 for projector, where no pretrained weight",
+        ),
+        ({"l2_adapter_coef": {"vision": 0.1}}, "is 0.1 for vision, where no adapter trains. Train"),
     ],
 )
 def test_a_coefficient_that_nothing_answers_to_is_an_error(
@@ -399,7 +405,9 @@ def test_a_coefficient_that_nothing_answers_to_is_an_error(
 
 
 def test_a_frozen_reward_model_has_nothing_to_hold(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"`l2_pretrained_coef` is 0\.1, but nothing in the model answers"):
+    with pytest.raises(
+        ConfigError, match=r"`l2_pretrained_coef` is 0\.1, but no pretrained weight and no LoRA"
+    ):
         make_reward_trainer(tmp_path, training="frozen", l2_pretrained_coef=0.1)
 
 
