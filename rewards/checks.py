@@ -36,6 +36,7 @@ LARGEST = 3.4028235e38  # trainers keep rewards in single precision
 
 def check(
     reward: Callable[..., Any],
+    /,  # rated data has a column of that name
     *,
     prompts: Sequence[Any] | None = None,
     completions: Sequence[Any] | None = None,

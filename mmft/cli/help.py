@@ -52,10 +52,8 @@ def command_help(command: str, algorithm: str, *, every_field: bool = False) -> 
         "FILE is a flat YAML mapping of the fields below; `--field value` overrides it.",
     ]
     if command not in (*ALGORITHMS, *OTHER_TRAINING):
-        lines.append(
-            f"These are the fields of a recipe with `algorithm: {algorithm}`; `mmft {command} --algorithm "
-            f"NAME --help` lists those of {', '.join(ALGORITHMS)}."
-        )
+        others = f"`mmft {command} --algorithm NAME --help` lists those of {', '.join(ALGORITHMS)}."
+        lines.append(f"They are those of a recipe with `algorithm: {algorithm}`;\n{others}")
     shown: set[str] = set()
     for kind in script_types(command, algorithm):
         for owner in reversed(kind.__mro__):

@@ -37,6 +37,8 @@ def test_the_help_comes_within_a_second_and_without_heavy_libraries():
     ("command", "fields"),
     [
         ("ppo", ["reward_funcs", "num_generations", "kl_coef", "model_name_or_path", "lora_r"]),
+        ("a2c", ["vf_coef", "advantage_estimator", "kl_target", "critic_learning_rate"]),
+        ("rwl", ["weighting", "offline", "tau", "l2_pretrained_coef", "peft_method"]),
         ("sft", ["completion_column", "max_length", "lora_r"]),
     ],
 )
@@ -48,6 +50,35 @@ def test_the_help_of_a_command_lists_its_fields(
     assert all(f"\n  {field} " in said for field in fields)
     assert "\n  ddp_backend " not in said
     assert max(map(len, said.splitlines())) <= 110
+
+
+def test_the_help_names_every_group_of_fields(capsys: pytest.CaptureFixture[str]):
+    titles = []
+    for command in ("ppo", "a2c", "rwl"):
+        assert main([command, "--help"]) == 0
+        titles += [line for line in capsys.readouterr().out.splitlines() if line.endswith(":")]
+    expected = {
+        "adapters:", "rewards and output:", "rollouts:", "staying near the pretrained weights:", "PPO:",
+        "advantages and the price of KL:", "reward-weighted likelihood:",
+    }  # fmt: skip
+    assert expected <= set(titles)
+    assert not any("Config" in title and "TRL" not in title for title in titles), "a class without a name"
+
+
+def test_the_help_of_a_command_for_all_lists_the_fields_of_the_algorithm_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+):
+    assert main(["evaluate", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "They are those of a recipe with `algorithm: ppo`" in said
+    assert "\n  cliprange " in said
+    assert main(["evaluate", "--algorithm", "rwl", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "\n  weighting " in said
+    assert "\n  cliprange " not in said
+    assert max(map(len, said.splitlines())) <= 110
+    assert main(["evaluate", "--algorithm", "rlw", "--help"]) == 2
+    assert "`algorithm` must be one of ppo, a2c, rwl; got 'rlw'" in capsys.readouterr().err
 
 
 def test_every_field_is_listed_on_request(capsys: pytest.CaptureFixture[str]):

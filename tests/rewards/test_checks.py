@@ -34,6 +34,10 @@ def test_the_rewards_come_back():
     ]
 
 
+def test_rated_data_has_a_column_called_reward():
+    assert check(fixed([1.0, 2.0]), **PLAIN, reward=[0.1, 0.2]) == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("answer", [[1, None], (1.0, None), [True, None], [torch.tensor(1.0), None]])
 def test_numbers_of_every_kind_come_back_as_floats(answer: Any):
     values = check(fixed(answer), compares_within_batch=True, **PLAIN)
