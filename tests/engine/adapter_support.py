@@ -21,10 +21,10 @@ SIZES: dict[str, Any] = {"r": 4, "alpha": 8, "bottleneck_size": 4}
 def adapted(
     family: str, method: str, parts: Sequence[str] = ADAPTABLE, *, perturbed: bool = True, **settings: Any
 ) -> VLMActorCritic:
-    """Adapters of a method on parts of a model; `settings` are those of `adapter_config`."""
+    """Adapters of a method on parts of a model; `settings` as in `make_actor_critic`."""
     model = zoo.build_model(family)
-    config = adapter_config(model, **({"method": method, "parts": parts} | SIZES | settings))
-    actor_critic = make_actor_critic(model, peft_config=config)
+    config = adapter_config(model, method=method, parts=parts, **SIZES)
+    actor_critic = make_actor_critic(model, peft_config=config, **settings)
     if perturbed:
         perturb_adapters(actor_critic.backbone.model)
     return actor_critic

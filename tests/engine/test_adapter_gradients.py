@@ -74,3 +74,24 @@ def test_new_adapters_leave_the_policy_as_it_was(method: str) -> None:
     actual = actor_critic(case.prompts, case.completions).logps
     # DoRA divides by a norm and multiplies by it, which rounds; the others add zero or multiply by one.
     torch.testing.assert_close(actual, expected, atol=1e-5 if method == "dora" else 0, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["bottleneck", "dora"])
+def test_gradient_checkpointing_of_adapters_changes_nothing(method: str) -> None:
+    actor_critic, case = adapted("qwen2_5_vl", method), ragged_case("qwen2_5_vl")
+    expected = engine_gradients(actor_critic, case)
+    actor_critic.train()
+    actor_critic.activation_checkpointing_enable()
+    assert_same_gradients(engine_gradients(actor_critic, case), expected, 1e-5)
+
+
+@pytest.mark.parametrize("method", ["bottleneck", "ia3"])
+def test_the_reference_forgets_adapters_and_the_weights_that_train_beside_them(method: str) -> None:
+    pretrained, case = make_actor_critic("llava"), ragged_case("llava")
+    expected = pretrained(case.prompts, case.completions).logps
+    actor_critic = adapted("llava", method, ("language",), trainable=("projector",), reference=True)
+    with torch.no_grad():
+        for parameter in actor_critic.backbone.base.model.multi_modal_projector.parameters():
+            parameter.add_(0.1)
+    actual = actor_critic.reference_logps(case.prompts, case.completions)
+    torch.testing.assert_close(actual, expected, atol=0, rtol=0)

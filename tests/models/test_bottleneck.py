@@ -197,6 +197,17 @@ def test_adapters_of_half_precision_models_are_fp32_and_round_once():
     assert torch.equal(layer(hidden), layer.adapt(returned.float(), "default").bfloat16())
 
 
+def test_mixed_precision_keeps_the_adapters_in_fp32_and_trains_them():
+    model = make_model()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(**zoo.build_row("llava")).logits
+    expected = model(**zoo.build_row("llava")).logits
+    assert 0 < (found - expected).norm() < 0.1 * expected.norm()
+    found.float().square().mean().backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {p.grad.dtype for p in trained} == {torch.float32}
+
+
 def test_a_second_adapter_waits_until_it_is_chosen():
     model = make_model()
     first = logits(model)
