@@ -10,6 +10,7 @@ from torch import nn
 from mmft.engine.completion_batch import CompletionBatch, CompletionTokenizer, group_completions
 from mmft.engine.reward_model import VLMRewardModel
 from mmft.models.backbone import make_backbone
+from mmft.models.bottleneck import BottleneckConfig
 from mmft.types import PromptRow
 from tests import zoo
 from tests.engine.support import lora, stub_processor
@@ -18,6 +19,7 @@ from tests.learning.tasks import colour_rows
 TRAININGS: dict[str, dict[str, Any]] = {
     "frozen": {"trainable": ()},
     "lora": {"peft_config": lora()},
+    "bottleneck": {"peft_config": BottleneckConfig(bottleneck_size=4, init_weights=False)},
     "language": {"trainable": ("language",)},
     "vision": {"trainable": ("vision", "projector")},
     "lora_and_projector": {"peft_config": lora(), "trainable": ("projector",)},

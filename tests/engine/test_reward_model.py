@@ -228,7 +228,7 @@ def test_a_saved_reward_model_is_loaded_by_its_path(training: str, tmp_path: Pat
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {HEAD_FILE, SPEC_FILE} <= files
     assert ("model.safetensors" in files) == (training in ("language", "vision"))
-    assert ("adapter_model.safetensors" in files) == training.startswith("lora")
+    assert ("adapter_model.safetensors" in files) == training.startswith(("lora", "bottleneck"))
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
 
 
