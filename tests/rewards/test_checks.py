@@ -35,7 +35,7 @@ def test_the_rewards_come_back():
 
 
 def test_rated_data_has_a_column_called_reward():
-    assert check(fixed([1.0, 2.0]), **PLAIN, reward=[0.1, 0.2]) == [1.0, 2.0]
+    assert check(CaptioningReward(), **PLAIN, references=["x", "y"], reward=[0.1, 0.2]) == [1.5, 0.0]
 
 
 @pytest.mark.parametrize("answer", [[1, None], (1.0, None), [True, None], [torch.tensor(1.0), None]])
