@@ -176,6 +176,9 @@ def try_one_group(
     loss.backward()
     trainer.actor_critic.zero_grad(set_to_none=True)
     show_scoring(trainer)
+    # A reference policy of the same weights serves as the copy.
+    if trainer.regularizer is not None and trainer.regularizer.num_copied:
+        say(f"regularisation: keeps a copy of {trainer.regularizer.num_copied:,} pretrained numbers")
     say(f"\npeak memory after one group, with gradients: {_mib(peak_memory())}{gpu_peak()}")
 
 

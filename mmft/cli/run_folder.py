@@ -51,7 +51,7 @@ def report(
     (folder / "README.md").write_text(page, encoding="utf-8")
     history = read_json_lines(folder / METRICS_FILE)
     changes = outcome.changes
-    ends = (changes[0].before, changes[0].after) if changes else None
+    ends = next(((each.before, each.after) for each in changes if each.name == "reward"), None)
     draw_curves(history, folder / CURVES_FILE, ends)
     if held_out is not None and outcome.before and outcome.after:
         samples = paired_samples(row_records(held_out), outcome.before, outcome.after)

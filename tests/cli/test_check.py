@@ -123,6 +123,10 @@ def outcome(model_folder: str, folder: Path, settings: dict[str, Any]) -> int:
         ),
         ({"algorithm": "rwl"}, ["on its own completions", "critic: none; reference policy: none"]),
         ({"algorithm": "a2c", "kl_coef": 0.0}, ["critic: a value head; reference policy: none"]),
+        (
+            {"use_peft": False, "trainable": ["projector"], "l2_pretrained_coef": 0.1, "kl_coef": 0.0},
+            ["keeps a copy of 2,112 pretrained numbers"],
+        ),
     ],
 )
 def test_check_tells_how_it_trains_and_what_is_kept_for_that(
