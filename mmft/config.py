@@ -95,7 +95,7 @@ class ScriptConfig(EvaluationSettings, DataConfig):
     algorithm: str = field(
         default=DEFAULT_ALGORITHM,
         metadata={
-            "help": f"Whose recipe this is: {', '.join(ALGORITHMS)}; `mmft a2c` takes a2c for granted."
+            "help": f"Whose recipe this is, for evaluate, generate and check: {', '.join(ALGORITHMS)}."
         },
     )
     reward_funcs: list[str] = field(

@@ -96,4 +96,10 @@ def _described(each: dataclasses.Field[Any]) -> str:
     text = " ".join(str(each.metadata.get("help", "")).replace("%%", "%").split())
     head = f"  {each.name:28}"
     gap = "" if len(each.name) <= 27 else "\n" + " " * 30
-    return textwrap.fill(f"{text}{value}", WIDTH, initial_indent=head + gap, subsequent_indent=" " * 30)
+    return textwrap.fill(
+        f"{text}{value}",
+        WIDTH,
+        initial_indent=head + gap,
+        subsequent_indent=" " * 30,
+        break_on_hyphens=False,
+    )

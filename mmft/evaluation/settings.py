@@ -14,7 +14,7 @@ class EvaluationSettings:
     metrics: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Corpus metrics of `evaluate`, and of `ppo`'s held-out rows: bleu, rouge_l, cider_d, "
+            "help": "Corpus metrics of `evaluate`, and of training's held-out rows: bleu, rouge_l, cider_d, "
             "clip_score, or {name: clip_score, model: ...}."
         },
     )
