@@ -1,0 +1,89 @@
+"""With all weights 1, offline reward-weighted likelihood makes the update of TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from mmft.engine.actor_critic import VLMActorCritic
+from mmft.models.backbone import make_backbone
+from mmft.trainers.reward_weighted import RewardWeightedConfig, RewardWeightedTrainer
+from mmft.trl_bridge import SFTConfig, SFTTrainer
+from tests import zoo
+from tests.trainers.support import make_rows, moved, trained_weights
+
+# Updates are in proportion to gradients, so that they show a factor that AdamW would hide.
+SETTINGS: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 4,
+    "max_steps": 3,
+    "learning_rate": 0.1,
+    "optim": "sgd",
+    "lr_scheduler_type": "constant",
+    "save_strategy": "no",
+    "report_to": "none",
+    "dataloader_pin_memory": False,
+    "activation_checkpointing": False,
+    "logging_steps": 1,
+}
+
+
+def build() -> VLMActorCritic:
+    torch.manual_seed(0)
+    processor = zoo.build_processor("llava")
+    # TRL also learns what the template puts behind the end token; no policy ever says that.
+    processor.chat_template = processor.chat_template.replace(
+        "{{ eos_token }}{% endif %}{{ '\\n' }}", "{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
+    )
+    backbone = make_backbone(zoo.build_model("llava"), processor)
+    backbone.forbidden_ids = frozenset()  # nor does TRL know what a policy cannot say
+    return VLMActorCritic(backbone, critic=False, reference=False)
+
+
+@pytest.mark.parametrize("num_generations", [1, 2])
+def test_all_weights_one_make_the_update_of_a_supervised_trainer(num_generations: int, tmp_path: Path):
+    rows = [
+        row | {"completion": "abcdef"[: 2 + 3 * n + number % 2], "reward": 1.0}
+        for number, row in enumerate(make_rows(4 // num_generations))
+        for n in range(num_generations)
+    ]
+    ours = build()
+    args = RewardWeightedConfig(
+        str(tmp_path), offline=True, weighting="reward", num_generations=num_generations, **SETTINGS
+    )
+    trainer = RewardWeightedTrainer(ours, args=args, train_dataset=rows)
+    before = trained_weights(trainer)
+    trainer.train()
+    table = Dataset.from_list(
+        [
+            {
+                "images": [row["image"]],
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "completion": [{"role": "assistant", "content": row["completion"]}],
+            }
+            for row in rows
+        ]
+    )
+    theirs = build()
+    supervised = SFTTrainer(
+        theirs.backbone.model,
+        SFTConfig(str(tmp_path), max_length=None, **SETTINGS),
+        train_dataset=table,
+        processing_class=theirs.backbone.processor,
+    )
+    supervised.train()
+    mine, expected = (
+        [row["loss"] for row in each.state.log_history if "loss" in row] for each in (trainer, supervised)
+    )
+    assert mine == pytest.approx(expected, rel=1e-5)
+    assert expected[0] - expected[2] > 0.1
+    weights, other = trained_weights(trainer), dict(theirs.named_parameters())
+    assert moved(before, weights) == before.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, other[name].detach(), rtol=0, atol=1e-6, msg=name)
