@@ -215,8 +215,6 @@ class BottleneckModel(BaseTuner):
         layer = BottleneckLayer(target, hidden_width(self.model, target))
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, config)
-        if adapter_name not in self.active_adapters:  # a second adapter waits until it is chosen
-            layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(

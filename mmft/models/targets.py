@@ -119,13 +119,10 @@ def _alternatives(patterns: set[str]) -> str:
 
 
 def _modules_of(model: PreTrainedModel, part: str) -> Iterator[tuple[str, nn.Module]]:
-    """Modules all of whose weights belong to the part; the text model's only, where that is `language`."""
+    """Modules all of whose weights belong to the part."""
     parts = {id(parameter): found for found, _, parameter in parameter_parts(model)}
-    text_modules = {id(module) for module in find_text_model(model).modules()}
     for name, module in model.named_modules():
-        inside = {parts[id(parameter)] for parameter in module.parameters()}
-        # A head that is tied to the embedding shares its weight and is still no layer of the text model.
-        if inside == {part} and (part != "language" or id(module) in text_modules):
+        if {parts[id(parameter)] for parameter in module.parameters()} == {part}:
             yield name, module
 
 

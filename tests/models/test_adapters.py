@@ -217,7 +217,28 @@ def test_a_pattern_names_numbers_one_by_one_where_a_general_one_would_catch_more
         name_pattern(model, [])
 
 
-def test_experts_and_their_router_are_told_apart():
+class Experts(nn.Module):
+    """A router, experts, and a gate of one column behind them, as linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(32, 4)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 32)) for _ in range(4))
+        self.shared_gate = nn.Linear(32, 1)
+
+
+def test_experts_lead_out_of_an_mlp_and_routers_and_gates_do_not():
+    model = zoo.build_model("llava")
+    layer = "model.language_model.layers.1.mlp"
+    model.set_submodule(layer, Experts())
+    assert hidden_width(model, model.get_submodule(layer)) == 32
+    assert inner_activation_layers(model, "language") == [
+        "model.language_model.layers.0.mlp.down_proj",
+        *(f"{layer}.experts.{number}.1" for number in range(4)),
+    ]
+
+
+def test_fused_experts_get_a_bottleneck_behind_them():
     torch.manual_seed(0)
     vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "intermediate_size": 32}
     vision |= {"out_hidden_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": []}

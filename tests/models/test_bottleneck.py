@@ -114,6 +114,7 @@ def test_at_the_start_only_what_leaves_the_bottleneck_has_a_gradient():
     torch.testing.assert_close(up.bias.grad, 2 * hidden.sum(0))
     assert down.weight.grad.norm() == down.bias.grad.norm() == 0, "behind it everything is multiplied by zero"
     assert layer.base_layer.weight.grad is None
+    assert torch.equal(down.bias, torch.zeros_like(down.bias))
 
 
 def test_dropout_acts_on_what_enters_the_bottleneck_in_training_alone():
@@ -208,15 +209,16 @@ def test_mixed_precision_keeps_the_adapters_in_fp32_and_trains_them():
     assert {p.dtype for p in trained} == {p.grad.dtype for p in trained} == {torch.float32}
 
 
-def test_a_second_adapter_waits_until_it_is_chosen():
+@pytest.mark.parametrize("where", [None, r"model\.language_model\.norm"], ids=["same place", "another"])
+def test_a_second_adapter_waits_until_it_is_chosen(where: str | None):
     model = make_model()
     first = logits(model)
-    model.add_adapter("other", BottleneckConfig(bottleneck_size=2, init_weights=False))
+    other = BottleneckConfig(target_modules=where, bottleneck_size=2, init_weights=False)
+    model.add_adapter("other", other)
     assert not any(p.requires_grad for name, p in model.named_parameters() if ".other." in name)
     assert torch.equal(logits(model), first)
     model.set_adapter("other")
-    other = logits(model)
-    assert (other - first).abs().max() > 1e-2
+    assert (logits(model) - first).abs().max() > 1e-2
     model.set_adapter("default")
     assert torch.equal(logits(model), first)
 
