@@ -97,6 +97,12 @@ def test_a_lora_layer_belongs_to_the_part_it_sits_in(target: Any, part: str, tmp
         find_terms(module, make_args(tmp_path, l2_pretrained_coef={other: 0.1}))
 
 
+def test_the_coefficient_of_the_language_model_may_be_for_its_head_alone(tmp_path: Any):
+    module = make_module(None, trainable=("head",))
+    (held,) = find_terms(module, make_args(tmp_path, l2_pretrained_coef={"language": 0.1})).pretrained
+    assert held.weight is module.backbone.base.get_output_embeddings().weight
+
+
 def test_only_what_trains_of_a_lora_layer_gets_a_gradient(tmp_path: Any):
     module = make_module(lora())
     frozen = [weight for name, weight in trained(module).items() if "lora_A" in name]
@@ -109,6 +115,7 @@ def test_only_what_trains_of_a_lora_layer_gets_a_gradient(tmp_path: Any):
 
 ADAPTERS: dict[str, Any] = {
     "dora": lora(use_dora=True),
+    "alora": lora(alora_invocation_tokens=[3], task_type="CAUSAL_LM"),
     "biased lora": lora(lora_bias=True, target_modules=r".*vision_tower.*\.q_proj"),
     "adalora": AdaLoraConfig(target_modules=TEXT_ATTENTION, total_step=10),
     "ia3": IA3Config(target_modules=TEXT_ATTENTION, feedforward_modules=[]),
