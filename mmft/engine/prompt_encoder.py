@@ -56,10 +56,16 @@ def process_row(processor: Any, row: PromptRow) -> PromptInputs:
 
 
 class PromptEncoder:
-    """Encodes rows behind the seam, through a feature cache while the vision path is frozen."""
+    """Encodes rows behind the seam, through a feature cache while the vision path is frozen.
 
-    def __init__(self, backbone: Backbone, cache_bytes: int) -> None:
+    Attributes:
+        shares: whether a prompt that was seen before is taken from the cache or the batch. With sharded
+            weights encoding is collective, and every process must encode as many prompts as the others.
+    """
+
+    def __init__(self, backbone: Backbone, cache_bytes: int, *, shares: bool = True) -> None:
         self.backbone = backbone
+        self.shares = shares
         self.cache: FeatureCache[PromptEncoding] = FeatureCache(
             cache_bytes if backbone.caches_encodings else 0
         )
@@ -69,7 +75,9 @@ class PromptEncoder:
         return process_row(self.backbone.processor, row)
 
     def encode(self, rows: Sequence[PromptRow]) -> list[PromptEncoding]:
-        """Encodings of the rows; a prompt seen before, or twice in the batch, is encoded once."""
+        """Encodings of the rows; where prompts are shared, one that was seen before is not encoded again."""
+        if not self.shares:
+            return [self.backbone.encode(self.inputs(row)) for row in rows]
         # Kept beside the cache, which may be too small for the batch, or off.
         batch: dict[Hashable, PromptEncoding] = {}
         for row in rows:

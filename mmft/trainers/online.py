@@ -107,7 +107,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         self.actor_critic = actor_critic
         self.collector = Collector(
             actor_critic,
-            PromptEncoder(actor_critic.backbone, 0 if self._is_sharded else args.feature_cache_mb * 2**20),
+            PromptEncoder(actor_critic.backbone, args.feature_cache_mb * 2**20, shares=not self._is_sharded),
             self.reward_suite,
             self.metric_log,
             anyone=self._anyone,

@@ -9,7 +9,7 @@ No critic, no reference, no ratio: what keeps it stable are weights that are not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
@@ -110,8 +110,8 @@ class RewardWeightedTrainer(OnlineTrainer):
             raise ConfigError("`args` is missing; give a `RewardWeightedConfig`.")
         if args.offline and not callable(reward_funcs) and not reward_funcs:
             reward_funcs = [no_reward]
-        super().__init__(model, reward_funcs, args, *rest, **options)
         self.offline_rows: OfflineRows | None = None
+        super().__init__(model, reward_funcs, args, *rest, **options)
         if args.offline and self.train_dataset is not None:
             self._read_offline_rows()
 
@@ -157,7 +157,7 @@ class RewardWeightedTrainer(OnlineTrainer):
         gather, process = self.accelerator.gather, self.accelerator.process_index
         index, count = experience.completions.prompt_index, len(experience.scores)
         rows = torch.tensor(experience.rows, device=index.device)[index]
-        rewards, groups = gather(experience.scores), gather(index + process * len(experience.rows))
+        rewards, groups = gather(_returns(experience)), gather(index + process * len(experience.rows))
         weights = self._weigh(rewards, groups, gather(rows))
         self._log_weights(weights[~rewards.isnan()])
         own = weights[process * count : (process + 1) * count]
@@ -189,6 +189,7 @@ class RewardWeightedTrainer(OnlineTrainer):
         check_weights(self._weights, weighting=cast(Weighting, args.weighting))
         keep = self._weights > 0 if args.weighting == "top_fraction" else torch.ones_like(rows.cut)
         self._chunks: list[Chunk] = rows.chunks(keep, args.num_generations)
+        self._largest_chunk = max(len(chunk) for chunk in self._chunks)
 
     @property
     def plan(self) -> RolloutPlan:
@@ -196,8 +197,7 @@ class RewardWeightedTrainer(OnlineTrainer):
         plan = super().plan
         if self.offline_rows is None:
             return plan
-        largest = max(len(chunk) for chunk in self._chunks)
-        room = self.args.per_device_train_batch_size // largest
+        room = self.args.per_device_train_batch_size // self._largest_chunk
         return OfflinePlan(**(asdict(plan) | {"num_rows": len(self._chunks), "groups_per_micro_batch": room}))
 
     def collect(self, number: int) -> Experience:
@@ -214,19 +214,21 @@ class RewardWeightedTrainer(OnlineTrainer):
         backbone, device = self.actor_critic.backbone, self.args.device
         chunks = [self._chunks[place] for place in plan.rows(number, process)]
         prompts = [rows.prompt(chunk) for chunk in chunks]
-        if (
-            self._is_sharded
-        ):  # encoding is collective there: no process may find that two of its prompts agree
-            prompts = [replace(prompt, key=(prompt.key, place)) for place, prompt in enumerate(prompts)]
         completions = rows.completions(chunks, backbone.pad_id).to(device)
         samples = torch.tensor([row for chunk in chunks for row in chunk])
         fresh = completions.prompt_index < plan.num_fresh(number, process)
         self._log_read(samples[fresh.cpu()], completions.lengths[fresh], rows)
         last = [rows.ids[row][-1] for row in samples.tolist()]
+        encoded = self.collector.prompts_of_given(prompts, completions, None, self.args.temperature)
+        if self._is_sharded and not self.actor_critic.packed and self._largest_chunk > 1:
+            raise ConfigError(
+                f"`num_generations` is {self.args.num_generations}: this model scores completions one by "
+                "one, and with sharded weights every process must score as many as the others. Set it to 1."
+            )
         return Experience(
             number=number,
             rows=[rows.prompt_number(chunk) for chunk in chunks],
-            prompts=self.collector.prompts_of_given(prompts, completions, None, self.args.temperature),
+            prompts=encoded,
             completions=completions,
             scores=rows.rewards[samples].float().to(device),
             ended=torch.tensor([token in backbone.end_ids for token in last], device=device),
@@ -240,3 +242,10 @@ class RewardWeightedTrainer(OnlineTrainer):
         log.add_all("completions/mean_length", lengths.float().tolist())
         log.add_all("cut_share", rows.cut[samples].float().tolist())
         log.add("cache/hit_rate", self.collector.encoder.cache.hit_rate)
+
+
+def _returns(experience: Experience) -> Tensor:
+    """(N,) what each completion earned: its score, and what dense rewards paid for its tokens."""
+    if experience.token_rewards is None:
+        return experience.scores
+    return experience.scores + experience.token_rewards.sum(1)

@@ -152,6 +152,15 @@ def test_without_room_in_the_cache_a_batch_still_encodes_a_repeated_prompt_once(
     backbone.remove_counter()
 
 
+def test_where_prompts_are_not_shared_every_process_encodes_as_many() -> None:
+    backbone = real("llava").backbone
+    calls = count_vision_calls(backbone)
+    row = rows()[0]
+    encodings = PromptEncoder(backbone, 2**30, shares=False).encode([row, row])
+    assert len(calls) == 2
+    assert torch.equal(encodings[0].embeds, encodings[1].embeds)
+
+
 @pytest.mark.parametrize("part", ["vision", "projector"])
 def test_nothing_is_kept_while_something_before_the_seam_trains(part: str) -> None:
     backbone = make_backbone(zoo.build_model("llava"), zoo.build_processor("llava"), trainable=(part,))

@@ -90,6 +90,13 @@ def test_unjudged_samples_weigh_nothing_and_count_nowhere(tmp_path: Path):
     assert trainer.metric_log.flush()["weights/max"] == 1.0
 
 
+def test_what_dense_rewards_pay_for_tokens_counts_as_well(tmp_path: Path):
+    trainer = online(tmp_path, weighting="baseline", baseline="batch")
+    experience = random_experience(num_prompts=2, dense=True)
+    earned = experience.scores + experience.token_rewards.sum(1)
+    torch.testing.assert_close(trainer.add_targets(experience).weights, earned - earned.mean())
+
+
 def test_the_log_tells_how_many_samples_count(tmp_path: Path):
     trainer = online(tmp_path, weighting="reward")
     targets(trainer, [1.0, 0.0, 3.0, math.nan])
@@ -367,6 +374,15 @@ def test_held_out_rows_are_sampled_with_and_without_rewards(tmp_path: Path):
     assert bare["eval_completions/mean_length"] > 0
     judged = offline(tmp_path, eval_rows=make_rows(3), rewards=token_reward).evaluate()
     assert judged["eval_reward"] > 0
+
+
+def test_shards_that_would_wait_for_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Prompts have 1 to 3 completions, so that processes would run different numbers of plain forwards."""
+    trainer = offline(tmp_path)
+    trainer.actor_critic.packed = False
+    monkeypatch.setattr(RewardWeightedTrainer, "_is_sharded", True)
+    with pytest.raises(ConfigError, match="`num_generations` is 2: this model scores completions one by one"):
+        trainer.collect(0)
 
 
 def test_an_online_run_needs_rewards(tmp_path: Path):

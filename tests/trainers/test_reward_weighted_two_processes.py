@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.trainers.support import moved, step_rows, trained_weights, without_cache
-from tests.trainers.test_two_processes import launch
+from tests.trainers.test_two_processes import FSDP, launch
 from tests.trainers.two_processes_rwl import SCENARIOS, scenario
 
 pytestmark = pytest.mark.slow
@@ -60,3 +60,19 @@ def test_a_negative_reward_on_one_process_stops_both(folder: Path):
     told = {(folder / f"refused_{number}.txt").read_text() for number in (0, 1)}
     assert len(told) == 1
     assert "row 3 of 'train' has the reward -0.5" in told.pop()
+
+
+def test_sharded_weights_make_the_offline_update_of_one_process(tmp_path: Path):
+    """Of the chunks of a process several share a prompt, on the other process others do."""
+    launch("two_processes_rwl_sharded.py", tmp_path, **FSDP)
+    alone = scenario("offline", tmp_path / "alone", 1)
+    alone.train()
+    alone.save_model(str(tmp_path / "alone"))
+    expected = load_file(tmp_path / "alone" / "adapter_model.safetensors")
+    for run in ("whole", "resumed"):
+        actual = load_file(tmp_path / run / "adapter_model.safetensors")
+        for key, weight in expected.items():
+            torch.testing.assert_close(actual[key], weight, rtol=0, atol=1e-5, msg=f"{run}: {key}")
+    steps = json.loads((tmp_path / "steps.json").read_text())
+    for mine, theirs in zip(without_cache(steps), without_cache(step_rows(alone)), strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-4)
