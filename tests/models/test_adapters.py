@@ -232,6 +232,7 @@ def test_experts_lead_out_of_an_mlp_and_routers_and_gates_do_not():
     layer = "model.language_model.layers.1.mlp"
     model.set_submodule(layer, Experts())
     assert hidden_width(model, model.get_submodule(layer)) == 32
+    assert hidden_width(model, nn.LayerNorm(48)) == 48, "a norm before the seam"
     assert inner_activation_layers(model, "language") == [
         "model.language_model.layers.0.mlp.down_proj",
         *(f"{layer}.experts.{number}.1" for number in range(4)),

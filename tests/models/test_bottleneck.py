@@ -176,6 +176,7 @@ def test_the_model_reads_the_wrapped_module_through_the_adapter():
     assert torch.equal(layer.weight, torch.ones(3))
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         _ = layer.missing
+    assert not hasattr(BottleneckLayer.__new__(BottleneckLayer), "missing"), "as copies are made"
     hidden = torch.randn(2, 3)
     torch.testing.assert_close(layer(hidden, scale=2.0), layer.adapt(2 * hidden, "default"))
 
