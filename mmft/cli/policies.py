@@ -66,8 +66,8 @@ def method(config: RunConfig) -> str:
         return f"{algorithm.title} and a learned critic"
     if hasattr(config.training, "advantage_estimator"):
         return f"{algorithm.title}, advantages within the group of a prompt, and no critic"
-    samples = "the completions of the dataset" if is_offline(config) else "its own completions"
-    return f"{algorithm.title} on {samples}"
+    samples = "given completions" if is_offline(config) else "its own completions"
+    return f"{algorithm.title} of {samples}"
 
 
 def make_trainer(

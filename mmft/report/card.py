@@ -51,7 +51,8 @@ PACKAGED_USAGE = "from mmft.tiny import captioner_path  # the base model ships w
 SHOWN_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs", "num_generations",
-    "max_completion_length", "temperature", "eval_temperature", "advantage_estimator", "kl_coef",
+    "max_completion_length", "temperature", "eval_temperature", "offline", "weighting", "baseline",
+    "tau", "top_fraction", "advantage_estimator", "scale_rewards", "whiten_advantages", "kl_coef",
     "kl_estimator", "kl_target", "early_stop_kl", "entropy_coef", "vf_coef", "critic_learning_rate",
     "gamma", "lam", "trainable", "use_peft", "peft_method", "adapt", "lora_r", "lora_alpha",
     "l2_pretrained_coef", "l2_adapter_coef", "seed",

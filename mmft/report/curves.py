@@ -109,7 +109,7 @@ def _draw_reward(
 ) -> None:
     steps, values = _series(history, "reward")
     axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
-    axes.plot(steps, smoothed(values), color=BLUE, linewidth=2, label="training, sampled")
+    axes.plot(steps, smoothed(values), color=BLUE, linewidth=2, label="training")
     if held_out is not None and steps:
         axes.plot([0, steps[-1]], held_out, "o", color=ORANGE, label="held out, before and after")
     _finish(axes, "reward")

@@ -36,10 +36,10 @@ NAMED = {
     "a2c": ("A2CTrainer", True, True, "A2C and a learned critic"),
     "group": ("PPOTrainer", False, True, "PPO, advantages within the group of a prompt, and no critic"),
     "rwl": (
-        "RewardWeightedTrainer", False, False, "reward-weighted likelihood on its own completions"
+        "RewardWeightedTrainer", False, False, "reward-weighted likelihood of its own completions"
     ),
     "offline": (
-        "RewardWeightedTrainer", False, False, "reward-weighted likelihood on the completions of the dataset"
+        "RewardWeightedTrainer", False, False, "reward-weighted likelihood of given completions"
     ),
     "whole": ("PPOTrainer", True, True, "PPO and a learned critic"),
 }  # fmt: skip

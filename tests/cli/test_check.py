@@ -121,7 +121,7 @@ def outcome(model_folder: str, folder: Path, settings: dict[str, Any]) -> int:
             {"algorithm": "ppo", "advantage_estimator": "group", "use_peft": False},
             ["no critic", "critic: none; reference policy: a frozen copy of the weights that train"],
         ),
-        ({"algorithm": "rwl"}, ["on its own completions", "critic: none; reference policy: none"]),
+        ({"algorithm": "rwl"}, ["of its own completions", "critic: none; reference policy: none"]),
         ({"algorithm": "a2c", "kl_coef": 0.0}, ["critic: a value head; reference policy: none"]),
         (
             {"use_peft": False, "trainable": ["projector"], "l2_pretrained_coef": 0.1, "kl_coef": 0.0},
@@ -160,7 +160,7 @@ def test_check_of_an_offline_recipe_looks_at_the_given_completions(
         "completions: 16 of 2 prompts",
         "rewards: 0.000 to 1.000",
         "one pass: 4 optimizer steps",
-        "on the completions of the dataset",
+        "of given completions",
         "scoring: packed",
         "no problems found",
     ):
