@@ -56,6 +56,11 @@ def test_two_processes_resume_with_the_same_bits(name: str, number: int, folder:
     assert without_cache(steps) == without_cache(resumed)
 
 
+def test_a_rollout_that_teaches_nothing_is_counted_once_for_all_processes(folder: Path):
+    steps = json.loads((folder / "unpaid_0.json").read_text())
+    assert [step.get("weights/zero_rollouts") for step in steps] == [1.0, None, 1.0, None, 1.0, None]
+
+
 def test_a_negative_reward_on_one_process_stops_both(folder: Path):
     told = {(folder / f"refused_{number}.txt").read_text() for number in (0, 1)}
     assert len(told) == 1

@@ -41,6 +41,11 @@ def below_zero(completion_ids: list[list[int]], **columns: Any) -> list[float | 
     return [-0.5 if number == 3 else 1.0 for number in columns["number"]]
 
 
+def nothing(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+    """Pays nobody."""
+    return [0.0] * len(completion_ids)
+
+
 def answered_rows() -> list[dict[str, Any]]:
     """Ten chunks of up to 2 completions: a whole batch, and one that leaves nothing to the second process."""
     shown = make_rows(6)
@@ -77,6 +82,9 @@ def main(root: Path) -> None:
         for run, folder in ((trainer, root / name), (resumed, root / f"{name} again")):
             save_file(trained_weights(run), folder / f"weights_{number}.safetensors")
             (folder / f"steps_{number}.json").write_text(json.dumps(step_rows(run)))
+    unpaid = scenario("exponential", root / "unpaid", 2, weighting="reward", rewards=nothing)
+    unpaid.train()
+    (root / f"unpaid_{number}.json").write_text(json.dumps(step_rows(unpaid)))
     try:
         scenario("exponential", root / "refused", 2, weighting="reward", rewards=below_zero).train()
     except ConfigError as error:
