@@ -1,4 +1,4 @@
-"""With all weights 1, offline reward-weighted likelihood makes the update of TRL's SFTTrainer."""
+"""With all weights 1 it is supervised learning: transformers' own loss, the updates of TRL's SFTTrainer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,57 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from torch import Tensor
 
 from mmft.engine.actor_critic import VLMActorCritic
+from mmft.engine.scoring import extend_inputs
 from mmft.models.backbone import make_backbone
+from mmft.trainers.experience import Experience
 from mmft.trainers.reward_weighted import RewardWeightedConfig, RewardWeightedTrainer
 from mmft.trl_bridge import SFTConfig, SFTTrainer
 from tests import zoo
 from tests.trainers.support import make_rows, moved, trained_weights
+from tests.trainers.test_reward_weighted import judged_rows, offline
+
+
+def plain_likelihood(trainer: RewardWeightedTrainer, batches: list[Experience]) -> Tensor:
+    """The mean loss per token of transformers, one row at a time through the unchanged model."""
+    backbone, losses, tokens = trainer.actor_critic.backbone, [], 0
+    for batch in batches:
+        rows = [trainer.train_dataset[row] for row in batch.rows]
+        for index, ids, length in zip(
+            batch.completions.prompt_index.tolist(),
+            batch.completions.ids,
+            batch.completions.lengths.tolist(),
+            strict=True,
+        ):
+            inputs = extend_inputs(backbone, trainer.collector.encoder.inputs(rows[index]), ids[:length])
+            labels = inputs["input_ids"].clone()
+            labels[:, :-length] = -100
+            losses.append(backbone.model(**inputs, labels=labels).loss * length)
+            tokens += length
+    return sum(losses) / tokens
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_with_all_weights_one_it_is_supervised_likelihood(family: str, tmp_path: Path):
+    rows = [row | {"reward": 1.0} for row in judged_rows()]
+    trainer = offline(tmp_path, rows, family=family, lora=False, weighting="reward", num_mini_batches=1)
+    trainer.actor_critic.backbone.forbidden_ids = frozenset()  # transformers counts placeholders too
+    batches = [trainer._prepare_inputs({"micro_batch": 0})]
+    loss = trainer.compute_loss(trainer.actor_critic, batches[0])
+    loss.backward()
+    weights = dict(trainer.actor_critic.named_parameters())
+    gradients = {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
+    trainer.actor_critic.zero_grad()
+    expected = plain_likelihood(trainer, [batch["batch"] for batch in batches])
+    expected.backward()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert len(gradients) > 5
+    for name, gradient in gradients.items():
+        error = (gradient - weights[name].grad).norm() / gradient.norm()
+        assert error <= 2e-6, f"{name}: relative error {float(error):.1e}"
+
 
 # Updates are in proportion to gradients, so that they show a factor that AdamW would hide.
 SETTINGS: dict[str, Any] = {
