@@ -96,6 +96,11 @@ class AdvantageConfig(OnlineConfig):
                 f"`kl_target` is {self.kl_target}, but `kl_coef` is 0, which no factor changes. Set "
                 "`kl_coef` to where the controller starts."
             )
+        if self.early_stop_kl is not None and self.num_ppo_epochs * self.num_mini_batches == 1:
+            raise ConfigError(
+                f"`early_stop_kl` is {self.early_stop_kl}, but a rollout gets one optimizer step "
+                "(`num_ppo_epochs` x `num_mini_batches`), after which it ends anyway. Leave it out."
+            )
         self._check_estimator()
 
     def _check_estimator(self) -> None:

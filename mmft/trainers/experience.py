@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -149,6 +150,20 @@ def load_progress(folder: Path) -> dict[str, Any]:
         )
     progress: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return progress
+
+
+def check_origin(folder: Path, progress: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """A run is resumed by what saved it: another algorithm has other weights, and another state.
+
+    Raises:
+        ConfigError: `progress`, of the checkpoint in `folder`, differs from `origin`.
+    """
+    changed = [f"{n}={progress.get(n)} (now {now})" for n, now in origin.items() if progress.get(n) != now]
+    if changed:
+        raise ConfigError(
+            f"`resume_from_checkpoint`: {folder} was saved by a run with {', '.join(changed)}. Resume with "
+            "the algorithm and `advantage_estimator` of the stopped run, or start a new run from its weights."
+        )
 
 
 def given(tensor: Tensor | None, name: str) -> Tensor:

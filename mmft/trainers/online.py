@@ -30,7 +30,13 @@ from mmft.trainers.base import BaseTrainer
 from mmft.trainers.callbacks import RewardProgress
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
-from mmft.trainers.experience import Experience, check_saved_rollouts, load_progress, save_progress
+from mmft.trainers.experience import (
+    Experience,
+    check_origin,
+    check_saved_rollouts,
+    load_progress,
+    save_progress,
+)
 from mmft.trainers.held_out import held_out_batches, held_out_means, held_out_samples, masked_counts
 from mmft.trainers.metric_log import MetricLog
 from mmft.trainers.reward_state import check_reward_state, load_reward_state, save_reward_state
@@ -345,11 +351,15 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
 
     def progress(self) -> dict[str, Any]:
         """What a resumed run must know beside weights, optimizer and random state; the same everywhere."""
-        return {"rollout": self.clock.rollout, "step_of_rollout": self.clock.step}
+        return self._origin | {"rollout": self.clock.rollout, "step_of_rollout": self.clock.step}
 
     def restore_progress(self, progress: Mapping[str, Any]) -> None:
         """Takes up what `progress` gave."""
         self.clock = RolloutClock(progress["rollout"], progress["step_of_rollout"])
+
+    @property
+    def _origin(self) -> dict[str, Any]:
+        return {"trainer": type(self).__name__, "critic": self.needs_critic(self.args)}
 
     @property
     def _rollout_file(self) -> str:
@@ -371,6 +381,11 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             save_reward_state(self.eval_suite, output_dir or cast(str, self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        check_origin(folder, load_progress(folder), self._origin)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Runs on every resume, however the weights are sharded."""

@@ -283,6 +283,26 @@ def test_an_early_stop_is_resumed(tmp_path: Path):
         assert without_cache(step_rows(resumed)) == without_cache(step_rows(whole))
 
 
+@pytest.mark.parametrize(
+    ("saved", "resumed", "message"),
+    [
+        ({}, GROUP, r"critic=True \(now False\)"),
+        (GROUP, {}, r"critic=False \(now True\)"),
+        (A2C, {}, r"trainer=A2CTrainer \(now PPOTrainer\)"),
+    ],
+    ids=["a critic too many", "no critic", "another algorithm"],
+)
+@pytest.mark.parametrize("step", [4, 5], ids=["between rollouts", "in a rollout"])
+def test_another_algorithm_cannot_take_over_a_run(
+    saved: dict[str, Any], resumed: dict[str, Any], message: str, step: int, tmp_path: Path
+):
+    saving = {"save_strategy": "steps", "save_steps": step, "max_steps": step, "learning_rate": 0.0}
+    make_trainer(tmp_path / "saved", **(saving | saved)).train()
+    other = make_trainer(tmp_path / "resumed", **resumed)
+    with pytest.raises(ConfigError, match=rf"was saved by a run with {message}\. Resume with the algorithm"):
+        other.train(resume_from_checkpoint=str(tmp_path / "saved" / f"checkpoint-{step}"))
+
+
 # The critic's own learning rate
 
 

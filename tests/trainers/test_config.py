@@ -106,6 +106,10 @@ IMPOSSIBLE = [
     ({"kl_target": 0.0}, r"`kl_target` must be > 0; got 0"),
     ({"kl_horizon": 0}, r"`kl_horizon` must be > 0; got 0"),
     ({"early_stop_kl": -1.0}, r"`early_stop_kl` must be > 0; got -1"),
+    (
+        {"early_stop_kl": 0.1, "num_ppo_epochs": 1, "num_mini_batches": 1},
+        r"`early_stop_kl` is 0.1, but a rollout gets one optimizer step",
+    ),
     ({"critic_learning_rate": 0.0}, r"`critic_learning_rate` must be > 0; got 0"),
     ({"kl_target": 3.0, "kl_coef": 0.0}, r"`kl_target` is 3.0, but `kl_coef` is 0, which no factor"),
     ({"advantage_estimator": "gea"}, r"`advantage_estimator` must be gae, td, .*; got 'gea'"),
