@@ -31,7 +31,9 @@ ALGORITHMS = {
     "a2c": "A2C",
     "rwl": "reward-weighted likelihood",
 }
-COMMANDS = {"group": "ppo", "l2sp": "ppo"}
+GIVEN = {"rwl_offline": "reward-weighted likelihood, given captions"}
+"""Samples nothing in training, so that it has no curve of sampled rewards."""
+COMMANDS = {"group": "ppo", "l2sp": "ppo", "rwl_offline": "rwl"}
 """Recipes whose command is not their name."""
 LAMBDAS = (0.0, 0.01, 0.1, 1.0, 10.0)
 TRUTH = "rewards/true_fact_share"
@@ -72,7 +74,7 @@ def steps_per_rollout(recipe: str) -> tuple[int, int]:
 def compare(rollouts: int, seeds: Sequence[int], folder: Path) -> list[dict[str, Any]]:
     """Every algorithm with every seed, in turn."""
     results = []
-    for recipe in ALGORITHMS:
+    for recipe in ALGORITHMS | GIVEN:
         passes, completions = steps_per_rollout(recipe)
         runs = []
         for seed in seeds:
@@ -94,7 +96,7 @@ def comparison_table(results: Sequence[dict[str, Any]]) -> str:
     for each in results:
         summaries = [one["summary"] for one in each["runs"]]
         rows.append([
-            ALGORITHMS[each["recipe"]],
+            (ALGORITHMS | GIVEN)[each["recipe"]],
             f"{summaries[0]['before']['reward']:.3f}",
             spread([s["after"]["reward"] for s in summaries]),
             spread([s["after"][TRUTH] for s in summaries]),
@@ -129,7 +131,7 @@ def draw(results: Sequence[dict[str, Any]]) -> None:
         strict=True,
     )
     for axes, (name, title) in panels:
-        for each in results:
+        for each in (one for one in results if one["recipe"] in ALGORITHMS):
             curves = []
             for one in each["runs"]:
                 # One number per rollout: later passes log the same samples again, or nothing.
@@ -201,12 +203,12 @@ def report(results: Sequence[dict[str, Any]], near: Sequence[dict[str, Any]], ar
 `python -m tests.benchmarks.objectives` writes this section and docs/objectives.png.
 
 The recipes of configs/tiny on scenes, {arguments.rollouts} rollouts of {each} completions each, so that every
-run sampled {each * arguments.rollouts:,}; seeds {seeds}: mean and range over seeds. Rewards and true facts
-are those of 256 held-out scenes, captions sampled at temperature 1; true facts are not optimised.
+run sampled (or was given) {each * arguments.rollouts:,}; seeds {seeds}: mean and range over seeds. Rewards and
+true facts are those of 256 held-out scenes, captions sampled at temperature 1; true facts are not optimised.
 
 {comparison_table(results)}
 
-Held near pretrained: every weight of projector and language model trains with PPO and
+Held near pretrained: every weight of projector and language model trains with PPO, group advantages and
 lambda * ||theta - theta_pretrained||^2 (configs/tiny/l2sp.yaml, {arguments.near_rollouts} rollouts). The
 log-prob per token is that of the captions which the pretrained captioner itself says of 128 held-out
 scenes: its old task.
