@@ -187,7 +187,15 @@ class Collector:
         ]
 
     def to_experience(
-        self, number: int, row_indices: list[int], judged: Judged, *, kl: bool, temperature: float, size: int
+        self,
+        number: int,
+        row_indices: list[int],
+        judged: Judged,
+        *,
+        kl: bool,
+        temperature: float,
+        size: int,
+        old_logps: bool = True,
     ) -> Experience:
         """Adds what training needs beyond the samples.
 
@@ -201,6 +209,8 @@ class Collector:
             kl: whether reference log-probs are needed.
             temperature: of the policy.
             size: prompt groups per forward.
+            old_logps: whether log-probs of the sampling policy are needed; if not, and the sampler's are not
+                those of scoring, the experience has none.
         """
         samples, scores = judged.samples, judged.judgement.total.to(judged.samples.logps.device)
         experience = Experience(
@@ -215,9 +225,12 @@ class Collector:
             old_logps=samples.logps,
             values=samples.values,
         )
-        updates: dict[str, Tensor] = {}
+        updates: dict[str, Tensor | None] = {}
         with evaluating(self.actor_critic), self.autocast(), torch.no_grad():
-            if not self.actor_critic.packed or self.backbone.compute_dtype not in FULL_PRECISION:
+            exact = self.actor_critic.packed and self.backbone.compute_dtype in FULL_PRECISION
+            if not exact and not old_logps and self.actor_critic.value_head is None:
+                updates["old_logps"] = None
+            elif not exact:
                 with self.metrics.timed("rescoring"):
                     updates |= self._rescore(experience, temperature, size)
             if kl:

@@ -82,7 +82,7 @@ class Experience:
             **cast(dict[str, Any], tensors),
         )
 
-    def with_tensors(self, **tensors: Tensor) -> Experience:
+    def with_tensors(self, **tensors: Tensor | None) -> Experience:
         """A copy with some fields set."""
         return replace(self, **cast(dict[str, Any], tensors))
 
@@ -136,11 +136,13 @@ def save_progress(folder: Path, progress: dict[str, Any]) -> None:
     (folder / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
 
 
-def load_progress(folder: Path) -> dict[str, Any]:
+def load_progress(folder: Path, origin: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What `save_progress` wrote.
 
+    `origin` is the part that must be what it is now: another algorithm has other weights and another state.
+
     Raises:
-        ConfigError: the checkpoint has none.
+        ConfigError: the checkpoint has none, or one of another origin.
     """
     path = folder / PROGRESS_FILE
     if not path.is_file():
@@ -149,21 +151,14 @@ def load_progress(folder: Path) -> dict[str, Any]:
             "rollout comes next. Resume from a checkpoint of an online trainer of this version."
         )
     progress: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return progress
-
-
-def check_origin(folder: Path, progress: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-    """A run is resumed by what saved it: another algorithm has other weights, and another state.
-
-    Raises:
-        ConfigError: `progress`, of the checkpoint in `folder`, differs from `origin`.
-    """
-    changed = [f"{n}={progress.get(n)} (now {now})" for n, now in origin.items() if progress.get(n) != now]
+    expected = {} if origin is None else origin
+    changed = [f"{n}={progress.get(n)} (now {now})" for n, now in expected.items() if progress.get(n) != now]
     if changed:
         raise ConfigError(
             f"`resume_from_checkpoint`: {folder} was saved by a run with {', '.join(changed)}. Resume with "
             "the algorithm and `advantage_estimator` of the stopped run, or start a new run from its weights."
         )
+    return progress
 
 
 def given(tensor: Tensor | None, name: str) -> Tensor:

@@ -30,13 +30,7 @@ from mmft.trainers.base import BaseTrainer
 from mmft.trainers.callbacks import RewardProgress
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
-from mmft.trainers.experience import (
-    Experience,
-    check_origin,
-    check_saved_rollouts,
-    load_progress,
-    save_progress,
-)
+from mmft.trainers.experience import Experience, check_saved_rollouts, load_progress, save_progress
 from mmft.trainers.held_out import held_out_batches, held_out_means, held_out_samples, masked_counts
 from mmft.trainers.metric_log import MetricLog
 from mmft.trainers.reward_state import check_reward_state, load_reward_state, save_reward_state
@@ -162,6 +156,11 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         """Whether log-probs of the pretrained policy are part of this algorithm's loss or reward."""
         return False
 
+    @classmethod
+    def needs_old_logps(cls, args: Any) -> bool:
+        """Whether updates compare the policy with the one that sampled."""
+        return True
+
     @property
     def discount(self) -> float:
         """Per token; what dense rewards assume."""
@@ -245,6 +244,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
                 indices,
                 judged,
                 kl=self.needs_reference(args),
+                old_logps=self.needs_old_logps(args),
                 temperature=args.temperature,
                 size=plan.groups_per_micro_batch,
             )
@@ -383,8 +383,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
             save_reward_state(self.eval_suite, output_dir or cast(str, self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        check_origin(folder, load_progress(folder), self._origin)
+        load_progress(Path(resume_from_checkpoint), self._origin)  # refuses weights of another algorithm
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -392,6 +391,6 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         if checkpoint is not None:
             self._resume_folder = Path(checkpoint)
             check_saved_rollouts(self._resume_folder, self.plan.fingerprint())
-            self.restore_progress(load_progress(self._resume_folder))
+            self.restore_progress(load_progress(self._resume_folder, self._origin))
             load_reward_state(self.eval_suite, checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)

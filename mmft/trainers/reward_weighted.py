@@ -115,6 +115,11 @@ class RewardWeightedTrainer(OnlineTrainer):
         if args.offline and self.train_dataset is not None:
             self._read_offline_rows()
 
+    @classmethod
+    def needs_old_logps(cls, args: RewardWeightedConfig) -> bool:
+        """Only to log how far the policy moved on a rollout, which after its first step is nowhere."""
+        return args.num_ppo_epochs * args.num_mini_batches > 1
+
     # Weights
 
     def _weigh(self, rewards: Tensor, groups: Tensor, rows: Tensor) -> Tensor:
