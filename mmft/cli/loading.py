@@ -177,7 +177,8 @@ def _load_base(run: RunConfig, name: str) -> Backbone:
         )
     except (ConfigError, UnsupportedModelError):
         raise
-    except (OSError, ValueError) as error:  # what transformers raises for names and folders without a model
+    # What transformers raises for names and folders without a model, and where a quantiser is not installed.
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"`model_name_or_path` {name!r} cannot be loaded: {error}") from error
 
 

@@ -22,14 +22,13 @@ from mmft.engine.rollout import Samples, sample_packed, sample_plain
 from mmft.engine.sampling import SamplingParams
 from mmft.engine.scoring import Scores, score_packed, score_plain
 from mmft.errors import UnsupportedModelError
+from mmft.models.adapters import PRETRAINED_FILE
 from mmft.models.backbone import Backbone
 from mmft.models.freezing import trained_pretrained_weights
 from mmft.models.heads import ValueHead
 from mmft.models.prompts import PromptEncoding, PromptInputs
 
 HEADS_FILE = "heads.safetensors"
-PRETRAINED_FILE = "pretrained_weights.safetensors"
-"""Holds the pretrained weights that train beside adapters; PEFT's own files have no room for them."""
 Result = TypeVar("Result")
 Prompts = Sequence[PromptInputs] | Sequence[PromptEncoding]
 """Encoded prompts, or raw ones: encoded in the graph (vision or projector trains) or scored plainly."""

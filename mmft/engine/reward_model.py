@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoProcessor
 
-from mmft.engine.actor_critic import PRETRAINED_FILE, Prompts, VLMActorCritic, evaluating, raw_prompts
+from mmft.engine.actor_critic import Prompts, VLMActorCritic, evaluating, raw_prompts
 from mmft.engine.packing import Completions
 from mmft.engine.scoring import last_states_packed, last_states_plain
 from mmft.errors import ConfigError
@@ -278,7 +278,6 @@ def load_reward_model(
             max_completion_length=spec.max_completion_length,
             reads_likelihood=spec.reads_likelihood,
         )
-    _load_beside_adapters(model, folder)
     model.load_head(folder)
     return model.requires_grad_(False).eval().to(device)
 
@@ -286,12 +285,3 @@ def load_reward_model(
 def _has_processor(folder: Path) -> bool:
     names = ("processor_config.json", "preprocessor_config.json")
     return any((folder / name).is_file() for name in names)
-
-
-@torch.no_grad()
-def _load_beside_adapters(model: VLMRewardModel, folder: Path) -> None:
-    """Pretrained weights that trained beside adapters; PEFT's files have no room for them."""
-    if (folder / PRETRAINED_FILE).is_file():
-        parameters = dict(model.named_parameters())
-        for name, tensor in load_file(folder / PRETRAINED_FILE).items():
-            parameters[name].copy_(tensor)

@@ -66,11 +66,12 @@ def check_adapters(settings: AdapterSettings, model: Any) -> None:
                 value = getattr(settings, name)
                 raise ConfigError(f"`{name}` is {value!r} without `use_peft: true`; set it, or leave it out.")
         return
-    if settings.adapt is not None and model.lora_target_modules is not None:
-        raise ConfigError(
-            f"`adapt` {settings.adapt} and `lora_target_modules` {model.lora_target_modules!r} both say "
-            "where adapters go; give either."
-        )
+    for name in ("lora_target_modules", "lora_target_parameters"):
+        if settings.adapt is not None and getattr(model, name) is not None:
+            raise ConfigError(
+                f"`adapt` {settings.adapt} and `{name}` {getattr(model, name)!r} both say where adapters go; "
+                "give either."
+            )
     for name in () if method in LORA_KINDS else ("use_dora", "use_rslora", "lora_target_parameters"):
         if getattr(model, name):
             raise ConfigError(

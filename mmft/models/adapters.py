@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
 ADAPTER_FILE = "adapter_config.json"
+PRETRAINED_FILE = "pretrained_weights.safetensors"
+"""Beside a saved adapter: pretrained weights that trained with it, for which PEFT's files have no room."""
+PRETRAINED_PREFIX = "backbone.model."
+"""Of their names, before those of the `PeftModel`."""
 LAST_HIDDEN_STATE = "norm"
 """Short name, in `target_modules` of bottleneck adapters, of the text model's final norm."""
 NO_PARTS_SETTING = "Name modules instead (`target_modules`; `lora_target_modules` in a config)."
@@ -77,7 +83,8 @@ def adapter_config(
         task_type: PEFT's.
 
     Raises:
-        ConfigError: an unknown method or part, a part without layers for it, or modules that match nothing.
+        ConfigError: an unknown method or part, a part without layers for it, or modules or
+            parameters that match nothing.
     """
     check_names([method], METHODS, "method")
     check_names(parts, ADAPTABLE, "parts")
@@ -87,6 +94,7 @@ def adapter_config(
         targets = name_pattern(model, [name for part in parts for name in _names(model, method, part)])
     else:
         targets = None
+    _check_parameters(model, target_parameters or ())
     common: dict[str, Any] = {
         "target_modules": targets,
         "modules_to_save": None if modules_to_save is None else list(modules_to_save),
@@ -150,6 +158,17 @@ def _given(model: PreTrainedModel, method: str, target_modules: Sequence[str] | 
     return targets
 
 
+def _check_parameters(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Refuses a name that is no parameter's, in full or from a dot on, as PEFT compares them."""
+    known = [name for name, _ in model.named_parameters()]
+    for name in names:
+        if not any(f".{each}".endswith(f".{name}") for each in known):
+            raise ConfigError(
+                f"`target_parameters` names {name!r} (`lora_target_parameters` in a config), which is no "
+                f"parameter of {type(model).__name__}; its parameters have names like {known[0]!r}."
+            )
+
+
 def _feedforward(model: PreTrainedModel) -> str | list[str]:
     """Layers whose input IA3 rescales, not their output, of every part: PEFT asks about targets only."""
     names = [name for part in ADAPTABLE for name in inner_activation_layers(model, part)]
@@ -163,14 +182,36 @@ def method_of(folder: str | os.PathLike[str]) -> str:
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], **options: Any) -> PeftModel:
-    """PEFT's `PeftModel.from_pretrained`, which knows mmft's own methods too."""
+    """PEFT's `PeftModel.from_pretrained`, which knows mmft's own methods too.
+
+    Pretrained weights that were trained beside the adapter and saved with it are put back into the model.
+
+    Raises:
+        ConfigError: the model has no such weights.
+    """
     from peft import PeftModel
 
     import mmft.models.bottleneck  # noqa: F401  # registers it
 
     loaded: Any = PeftModel
     found: PeftModel = loaded.from_pretrained(model, str(folder), **options)
+    _load_beside(found, Path(folder) / PRETRAINED_FILE)
     return found
+
+
+@torch.no_grad()
+def _load_beside(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        return
+    parameters = dict(model.named_parameters())
+    for name, tensor in load_file(path).items():
+        parameter = parameters.get(name.removeprefix(PRETRAINED_PREFIX))
+        if parameter is None or parameter.shape != tensor.shape:
+            raise ConfigError(
+                f"{path} holds {name.removeprefix(PRETRAINED_PREFIX)!r} {tuple(tensor.shape)}, which this "
+                "model does not have. Load the adapter on the model that it was trained on."
+            )
+        parameter.copy_(tensor)
 
 
 def can_merge(model: nn.Module) -> bool:

@@ -46,6 +46,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained({folder!r})
 processor = AutoProcessor.from_pretrained({folder!r})"""
+BESIDE_USAGE = """\
+from mmft.models.adapters import load_adapter  # puts back the pretrained weights that trained as well
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+base = AutoModelForImageTextToText.from_pretrained({base!r})
+model = load_adapter(base, {folder!r})
+processor = AutoProcessor.from_pretrained({folder!r})"""
 BOTTLENECK_USAGE = "import mmft.models.bottleneck  # makes PEFT know these adapters\n"
 PACKAGED_USAGE = "from mmft.tiny import captioner_path  # the base model ships with mmft\n"
 SHOWN_SETTINGS = (
@@ -132,9 +139,11 @@ def _warnings(facts: CardFacts) -> str:
 
 
 def _usage(facts: CardFacts) -> str:
-    text = (ADAPTER_USAGE if facts.adapter else MODEL_USAGE).format(base=facts.base, folder=facts.folder)
+    beside = facts.settings.get("trainable")
+    template = (BESIDE_USAGE if beside else ADAPTER_USAGE) if facts.adapter else MODEL_USAGE
+    text = template.format(base=facts.base, folder=facts.folder)
     if facts.adapter and facts.packaged_base:
         text = PACKAGED_USAGE + text.replace(repr(facts.base), "captioner_path()")
-    if facts.adapter and facts.settings.get("peft_method") == BOTTLENECK:
+    if facts.adapter and not beside and facts.settings.get("peft_method") == BOTTLENECK:
         text = BOTTLENECK_USAGE + text
     return text

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from mmft.cli import main
+from mmft.cli.arguments import parse_run
+from mmft.cli.loading import load_policy
 from mmft.models.adapter_settings import METHODS
+from mmft.models.adapters import PRETRAINED_FILE
 from tests.cli.support import SETTINGS, SFT_SETTINGS, refusal, summary, write_config
 
 ONE_STEP: dict[str, Any] = SETTINGS | {
@@ -35,6 +40,33 @@ PARTS = {
 
 def recipe(folder: Path, **changes: Any) -> str:
     return write_config(folder, ONE_STEP | {"output_dir": str(folder / "run")} | changes)
+
+
+def test_weights_that_trained_beside_an_adapter_come_back_with_it(tmp_path: Path):
+    run = tmp_path / "run"
+    config = recipe(tmp_path, trainable=["projector"], learning_rate=0.05)
+    assert main(["ppo", "--config", config]) == 0
+    trained = load_file(run / PRETRAINED_FILE)
+    assert trained
+    names: dict[str, Any] = {}
+    exec((run / "README.md").read_text().partition("```python\n")[2].partition("```")[0], names)
+    found = dict(names["model"].named_parameters())
+    assert all(torch.equal(found[name.removeprefix("backbone.model.")], trained[name]) for name in trained)
+    changes = {"adapter_path": str(run), "output_dir": str(tmp_path / "more")}
+    again = parse_run("ppo", ["--config", recipe(tmp_path, **changes)])
+    for train in (False, True):
+        loaded = dict(load_policy(again, train=train).base.named_parameters())
+        for name, tensor in trained.items():
+            assert torch.equal(loaded[name.partition("base_model.model.")[2]], tensor)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = tmp_path / "run"
+    assert main(["ppo", "--config", recipe(tmp_path, trainable=["projector"])]) == 0
+    save_file({"backbone.model.no.such": torch.ones(2)}, run / PRETRAINED_FILE)
+    capsys.readouterr()
+    argv = ["generate", "--config", recipe(tmp_path, adapter_path=str(run))]
+    assert "holds 'no.such' (2,), which this model does not have" in refusal(capsys, argv)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -110,3 +142,14 @@ def test_what_cannot_be_is_one_clear_line(
     changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert message in refusal(capsys, ["ppo", "--config", recipe(tmp_path, **changes)])
+
+
+def test_a_quantiser_that_is_not_installed_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def missing(*args: Any, **options: Any) -> None:
+        raise ImportError("Using 4-bit quantization requires bitsandbytes: `pip install bitsandbytes`")
+
+    monkeypatch.setattr("mmft.cli.loading.load_backbone", missing)
+    said = refusal(capsys, ["ppo", "--config", recipe(tmp_path)])
+    assert "cannot be loaded: Using 4-bit quantization requires bitsandbytes" in said

@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
-from mmft.engine.actor_critic import HEADS_FILE, PRETRAINED_FILE, VLMActorCritic
+from mmft.engine.actor_critic import HEADS_FILE, VLMActorCritic
 from mmft.engine.sampling import SamplingParams, sample_noise
 from mmft.errors import UnsupportedModelError
+from mmft.models.adapters import PRETRAINED_FILE
 from mmft.models.backbone import make_backbone
 from tests import zoo
 from tests.engine.support import (

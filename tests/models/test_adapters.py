@@ -181,6 +181,7 @@ def test_parameters_may_be_named_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"target_parameters": ["weight", "j_proj.weight"]}, "`target_parameters` names 'j_proj.weight'"),
         ({"method": "lorra"}, "`method` names 'lorra', which is not one of lora, .*Did you mean 'lora'?"),
         ({"parts": ["visoin"]}, "`parts` names 'visoin', .* Did you mean 'vision'?"),
         (
@@ -308,6 +309,7 @@ def check(adapters: dict[str, Any], **model: Any) -> None:
             {"lora_target_modules": ["q_proj", "v_proj"]},
             "`adapt` .* both say where",
         ),
+        ({"adapt": "vision"}, {"lora_target_parameters": ["x"]}, "`adapt` .* `lora_target_parameters` "),
         ({"peft_method": "dora"}, {"use_peft": False}, "`peft_method` is 'dora' without `use_peft: true`"),
         ({"adapt": ["vision"]}, {"use_peft": False}, r"`adapt` is \['vision'\] without `use_peft: true`"),
     ],

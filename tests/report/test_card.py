@@ -36,6 +36,13 @@ def test_the_card_of_an_adapter_names_its_base_for_the_hub():
     assert "not shown" not in card
 
 
+def test_weights_that_trained_beside_an_adapter_are_loaded_with_it():
+    settings = {"trainable": ["projector"], "peft_method": "bottleneck"}
+    card = model_card(dataclasses.replace(FACTS, settings=settings))
+    assert "model = load_adapter(base, 'runs/mine')" in card
+    assert "PeftModel" not in card
+
+
 def test_the_card_names_the_algorithm_and_the_command_that_repeats_the_run():
     card = model_card(FACTS)
     assert "trained by mmft with A2C and a learned critic on `imagefolder`, to raise: `captioning`." in card
