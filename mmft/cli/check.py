@@ -166,8 +166,9 @@ def try_one_group(
         totals = judged.judgement.total.tolist()
         if len(totals) > 1 and len(set(totals)) == 1 and bool(judged.judgement.valid.any()):
             findings.remarks.append(
-                "all completions of the first row got the same reward: that prompt teaches nothing"
+                "all completions of the first row got the same reward: nothing tells the better ones"
             )
+        findings.attempt(lambda: learn_from(trainer, judged))
         prompts, completions = judged.prompts, judged.samples.completions
     scores = trainer.actor_critic(prompts, completions, temperature=args.temperature)
     loss = scores.logps[completions.mask].mean()
@@ -191,6 +192,19 @@ def try_rewards(trainer: OnlineTrainer, rewards: Rewards, rows: PromptDataset, f
     show_rewards(judged, findings)
     check_protocol(rewards.optimised, trainer, judged, findings)
     return judged
+
+
+def learn_from(trainer: OnlineTrainer, judged: Judged) -> None:
+    """Has the algorithm make its targets of the first row's rewards, which it may refuse."""
+    experience = trainer.collector.to_experience(
+        0,
+        [0],
+        judged,
+        kl=trainer.needs_reference(trainer.args),
+        temperature=trainer.args.temperature,
+        size=1,
+    )
+    trainer.add_targets(experience)
 
 
 def given_group(trainer: OnlineTrainer, findings: Findings) -> tuple[Prompts, Completions]:
