@@ -16,7 +16,7 @@ from mmft.engine.judging import RewardSuite
 from mmft.evaluation.bootstrap import Resampling
 from mmft.evaluation.health import health_warnings, reward_health
 from mmft.report.card import CardFacts, model_card
-from mmft.report.curves import draw_curves, draw_overview
+from mmft.report.curves import GIVEN, POLICY, draw_curves, draw_overview
 from mmft.report.record import (
     METRIC,
     Outcome,
@@ -52,13 +52,14 @@ def report(
     history = read_json_lines(folder / METRICS_FILE)
     changes = outcome.changes
     ends = next(((each.before, each.after) for each in changes if each.name == "reward"), None)
-    draw_curves(history, folder / CURVES_FILE, ends)
+    source = GIVEN if is_offline(config) else POLICY
+    draw_curves(history, folder / CURVES_FILE, ends, source)
     if held_out is not None and outcome.before and outcome.after:
         samples = paired_samples(row_records(held_out), outcome.before, outcome.after)
         write_json_lines(folder / SAMPLES_FILE, samples)
         shown = spread(config.script.num_samples, len(samples))
         drawn = [(picture(held_out, index), *captions(samples[index])) for index in shown]
-        draw_overview(history, drawn, folder / OVERVIEW_FILE, ends)
+        draw_overview(history, drawn, folder / OVERVIEW_FILE, ends, source)
         say("\n" + change_table(changes))
         say("\n" + "\n".join(story(samples[index]) for index in shown))
     say("\n" + closing(folder, summary))

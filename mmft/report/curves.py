@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8540a", "#777777"
 SMOOTHING = 0.8
+POLICY = "training"
+GIVEN = "given completions, by the data"
+"""Whose reward the curve shows: what the policy said, or what it was shown."""
 PRICES = {
     "kl": "KL to the pretrained policy (nats per completion)",
     "regularization/distance": "distance to the pretrained weights",
@@ -23,7 +26,10 @@ PRICES = {
 
 
 def draw_curves(
-    history: Sequence[Mapping[str, Any]], path: Path, held_out: tuple[float, float] | None = None
+    history: Sequence[Mapping[str, Any]],
+    path: Path,
+    held_out: tuple[float, float] | None = None,
+    source: str = POLICY,
 ) -> None:
     """Writes the reward and its prices over optimizer steps as a PNG; where none was logged, the loss.
 
@@ -31,11 +37,12 @@ def draw_curves(
         history: log lines with `step`, `reward` and perhaps some of `PRICES`.
         path: of the picture.
         held_out: mean held-out reward before and after, marked at both ends.
+        source: whose reward is drawn over the steps.
     """
     panels = _panels(history)
     figure = _figure(4.5 * (1 + len(panels)), 3.4)
     first, *others = figure.subplots(1, 1 + len(panels))
-    _draw_reward(first, history, held_out)
+    _draw_reward(first, history, held_out, source)
     for axes, (name, title) in zip(others, panels.items(), strict=True):
         _draw_series(axes, history, name, title)
     _save(figure, path)
@@ -46,6 +53,7 @@ def draw_overview(
     samples: Sequence[tuple[Image | None, str, str]],
     path: Path,
     held_out: tuple[float, float] | None = None,
+    source: str = POLICY,
 ) -> None:
     """Writes the curves beside held-out pictures with the completion before and after training.
 
@@ -54,12 +62,13 @@ def draw_overview(
         samples: picture, completion before, completion after.
         path: of the PNG.
         held_out: as in `draw_curves`.
+        source: as in `draw_curves`.
     """
     figure = _figure(12.0, max(1.2 * len(samples), 5.0))
     halves: Any = figure.subfigures(1, 2, width_ratios=[4.4, 5.6])
     left, right = halves
     upper, lower = left.subplots(2, 1)
-    _draw_reward(upper, history, held_out)
+    _draw_reward(upper, history, held_out, source)
     name, title = next(iter(_panels(history).items()))
     _draw_series(lower, history, name, title)
     if samples:
@@ -105,11 +114,11 @@ def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float
 
 
 def _draw_reward(
-    axes: Axes, history: Sequence[Mapping[str, Any]], held_out: tuple[float, float] | None
+    axes: Axes, history: Sequence[Mapping[str, Any]], held_out: tuple[float, float] | None, source: str
 ) -> None:
     steps, values = _series(history, "reward")
     axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
-    axes.plot(steps, smoothed(values), color=BLUE, linewidth=2, label="training")
+    axes.plot(steps, smoothed(values), color=BLUE, linewidth=2, label=source)
     if held_out is not None and steps:
         axes.plot([0, steps[-1]], held_out, "o", color=ORANGE, label="held out, before and after")
     _finish(axes, "reward")

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mmft.report.curves import draw_curves, draw_overview, smoothed
+from mmft.report.curves import GIVEN, POLICY, draw_curves, draw_overview, smoothed
 
 HISTORY = [
     *({"step": step, "loss": 0.1, "reward": 0.1 * step, "kl": 0.01 * step} for step in range(1, 6)),
@@ -67,3 +67,11 @@ def test_smoothing_starts_at_the_first_value_and_follows():
     # Weights 1, then 0.8 and 1 over 1.8: (0.8 * 1 + 4) / 1.8
     assert smoothed([1.0, 4.0]) == pytest.approx([1.0, 4.8 / 1.8])
     assert smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
+
+
+def test_the_reward_of_given_completions_is_not_called_that_of_training(tmp_path: Path):
+    for name, source in {"own": POLICY, "given": GIVEN}.items():
+        draw_curves(HISTORY, tmp_path / f"{name}.png", source=source)
+        draw_overview(HISTORY, [], tmp_path / f"{name}_overview.png", source=source)
+    assert (drawn(tmp_path / "own.png") != drawn(tmp_path / "given.png")).any()
+    assert (drawn(tmp_path / "own_overview.png") != drawn(tmp_path / "given_overview.png")).any()
