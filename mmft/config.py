@@ -225,6 +225,7 @@ class RunConfig:
             for name, value in _plain(self.training).items()
             if name in own or name in ALWAYS_RECORDED or value != defaults[name]
         }
+        training.pop("resume_from_checkpoint", None)  # a run that is repeated begins at the beginning
         return _plain(self.script) | _plain(self.model) | training
 
     def save(self, path: Path) -> None:

@@ -110,3 +110,10 @@ def test_the_schedule_takes_a_mapping_in_a_recipe_and_on_the_command_line(text: 
 def test_a_mapping_that_is_none_is_answered_by_its_field(tmp_path: Path):
     with pytest.raises(ConfigError, match="reward_funcs"):
         parse_run("ppo", [*recipe(tmp_path), "--reward_funcs", "{name: "])
+
+
+def test_the_config_of_a_resumed_run_begins_at_the_beginning(tmp_path: Path):
+    argv = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--resume_from_checkpoint", "true"]
+    run = parse_run("ppo", argv)
+    assert run.training.resume_from_checkpoint == "true"
+    assert "resume_from_checkpoint" not in run.resolved()
