@@ -203,7 +203,7 @@ def report(results: Sequence[dict[str, Any]], near: Sequence[dict[str, Any]], ar
 `python -m tests.benchmarks.objectives` writes this section and docs/objectives.png.
 
 The recipes of configs/tiny on scenes, {arguments.rollouts} rollouts of {each} completions each, so that every
-run sampled (or was given) {each * arguments.rollouts:,}; seeds {seeds}: mean and range over seeds. Rewards and
+run sampled or was given {each * arguments.rollouts:,}; seeds {seeds}: mean and range over seeds. Rewards and
 true facts are those of 256 held-out scenes, captions sampled at temperature 1; true facts are not optimised.
 
 {comparison_table(results)}
