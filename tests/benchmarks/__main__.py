@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,19 +21,11 @@ import torch
 
 from tests.benchmarks.floor import StepShape, decode_bytes, matmul_rate, read_rate, step_flops
 from tests.benchmarks.models import SHAPES, build, build_rows
+from tests.benchmarks.processes import alone, in_turn
 from tests.benchmarks.sections import markdown_table, write_section
 from tests.benchmarks.worker import COMPLETION_TOKENS, NUM_PROMPTS
 
 SYSTEMS = ("trl", "mmft")
-
-
-def measure(system: str, shape: str, num_generations: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.benchmarks.worker", system, shape, str(num_generations)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def prompt_tokens(shape: str) -> tuple[int, int]:
@@ -68,10 +58,8 @@ def reward_seconds(num_completions: int) -> float:
 
 def compare(shape: str, num_generations: int, rounds: int) -> dict[str, Any]:
     """Alternating measurements of both systems, medians, ratios and the share of the floor."""
-    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
-    for _ in range(rounds):
-        for system in SYSTEMS:
-            runs[system].append(measure(system, shape, num_generations))
+    arguments = (shape, str(num_generations))
+    runs = in_turn(SYSTEMS, rounds, lambda system: alone("tests.benchmarks.worker", system, *arguments))
     seconds = {s: statistics.median(t for run in runs[s] for t in run["seconds"]) for s in SYSTEMS}
     memory = {s: max(run["peak_mb"] for run in runs[s]) for s in SYSTEMS}
     tokens, patches = prompt_tokens(shape)

@@ -15,7 +15,6 @@ import logging
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,8 +29,9 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from tests.benchmarks.models import build, build_rows
+from tests.benchmarks.processes import alone, in_turn
 from tests.benchmarks.sections import markdown_table, write_section
-from tests.benchmarks.worker import COMPLETION_TOKENS, PeakMemory
+from tests.benchmarks.worker import COMPLETION_TOKENS, PeakMemory, base_settings
 
 SYSTEMS = ("trl", "mmft")
 COMPLETIONS = 8
@@ -73,23 +73,6 @@ def answered_rows(group: int) -> list[dict[str, Any]]:
     ]
 
 
-def settings(folder: str) -> dict[str, Any]:
-    return {
-        "output_dir": folder,
-        "use_cpu": True,
-        "bf16": False,
-        "per_device_train_batch_size": COMPLETIONS,
-        "max_steps": WARM_UP + MEASURED,
-        "learning_rate": 1e-4,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-
-
 def make_trainer(system: str, group: int, folder: str, clock: StepEnds) -> Any:
     model, processor = build("llava")
     rows = answered_rows(group)
@@ -111,12 +94,15 @@ def make_trainer(system: str, group: int, folder: str, clock: StepEnds) -> Any:
             ]
         )
         return SFTTrainer(
-            model, SFTConfig(**settings(folder), max_length=None), train_dataset=table, **common
+            model,
+            SFTConfig(**base_settings(folder, COMPLETIONS, WARM_UP + MEASURED), max_length=None),
+            train_dataset=table,
+            **common,
         )
     from mmft.trainers.reward_weighted import RewardWeightedConfig, RewardWeightedTrainer
 
     args = RewardWeightedConfig(
-        **settings(folder),
+        **base_settings(folder, COMPLETIONS, WARM_UP + MEASURED),
         offline=True,
         weighting="reward",
         num_generations=group,
@@ -139,17 +125,8 @@ def run_system(system: str, group: int) -> dict[str, Any]:
 
 
 def measure(rounds: int, group: int) -> dict[str, list[dict[str, Any]]]:
-    """The runs of both systems, which take turns so that both see the same machine."""
-    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-    for number in range(rounds):
-        for system in SYSTEMS[:: 1 if number % 2 == 0 else -1]:
-            command = [sys.executable, "-m", "tests.benchmarks.offline_rwl", system, str(group)]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-            if done.returncode:
-                raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-            runs[system].append(json.loads(done.stdout.splitlines()[-1]))
-    return runs
+    """The runs of both systems."""
+    return in_turn(SYSTEMS, rounds, lambda system: alone("tests.benchmarks.offline_rwl", system, str(group)))
 
 
 COLUMNS = (

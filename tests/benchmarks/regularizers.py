@@ -14,7 +14,6 @@ import logging
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -26,6 +25,7 @@ import torch
 from peft import LoraConfig
 
 from tests.benchmarks.models import build, build_rows
+from tests.benchmarks.processes import alone, in_turn
 from tests.benchmarks.sections import markdown_table, write_section
 from tests.benchmarks.worker import (
     COMPLETION_TOKENS,
@@ -101,18 +101,9 @@ def run_case(name: str, generations: int) -> dict[str, Any]:
 
 
 def measure(rounds: int, generations: int) -> dict[str, list[dict[str, Any]]]:
-    """The runs of every case; cases take turns, so that all see the same machine."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CASES}
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-    for number in range(rounds):
-        for name in list(CASES)[:: 1 if number % 2 == 0 else -1]:
-            command = [sys.executable, "-m", "tests.benchmarks.regularizers", name]
-            command += ["--generations", str(generations)]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-            if done.returncode:
-                raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
-    return runs
+    """The runs of every case."""
+    options = ("--generations", str(generations))
+    return in_turn(list(CASES), rounds, lambda name: alone("tests.benchmarks.regularizers", name, *options))
 
 
 COLUMNS = (

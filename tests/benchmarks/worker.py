@@ -61,23 +61,30 @@ class PeakMemory(threading.Thread):
         return (self.peak - self.before) / 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def shared_settings(folder: str, num_generations: int) -> dict[str, Any]:
+def base_settings(folder: str, batch_size: int, max_steps: int) -> dict[str, Any]:
+    """Of every trainer of transformers."""
     return {
         "output_dir": folder,
         "use_cpu": True,
         "bf16": False,
-        "per_device_train_batch_size": NUM_PROMPTS * num_generations,
-        "num_generations": num_generations,
-        "max_completion_length": COMPLETION_TOKENS,
-        "max_steps": WARM_UP + MEASURED,
+        "per_device_train_batch_size": batch_size,
+        "max_steps": max_steps,
         "learning_rate": 1e-4,
-        "temperature": 1.0,
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,
         "gradient_checkpointing": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+    }
+
+
+def shared_settings(folder: str, num_generations: int) -> dict[str, Any]:
+    """Of every trainer that samples."""
+    return base_settings(folder, NUM_PROMPTS * num_generations, WARM_UP + MEASURED) | {
+        "num_generations": num_generations,
+        "max_completion_length": COMPLETION_TOKENS,
+        "temperature": 1.0,
     }
 
 
