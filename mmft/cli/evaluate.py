@@ -27,12 +27,13 @@ from mmft.cli.evaluate_report import (
 )
 from mmft.cli.evaluate_tables import comparison_markdown, tables
 from mmft.cli.loading import load_policy, load_prompts, model_and_adapter, train_prompts
-from mmft.cli.policies import AnsweringPolicy, Rewards, for_answering, no_reward
+from mmft.cli.policies import AnsweringPolicy, Rewards, for_answering
 from mmft.cli.run_folder import row_records, unoptimised_measures, weights_of
 from mmft.config import RunConfig, ScriptConfig
 from mmft.data.rows import PromptDataset
 from mmft.engine.judging import RewardSuite
 from mmft.engine.prompt_states import combined_states
+from mmft.engine.reward_calls import no_reward
 from mmft.errors import ConfigError
 from mmft.evaluation.bootstrap import Array, Resampling
 from mmft.evaluation.health import reward_health

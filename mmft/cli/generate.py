@@ -10,10 +10,11 @@ from typing import Any
 from mmft.cli.console import is_main_process, said_lines, say
 from mmft.cli.evaluate import split_to_score
 from mmft.cli.loading import load_policy
-from mmft.cli.policies import AnsweringPolicy, for_answering, no_reward
+from mmft.cli.policies import AnsweringPolicy, for_answering
 from mmft.cli.run_folder import row_records
 from mmft.config import RunConfig
 from mmft.data.rows import PromptDataset
+from mmft.engine.reward_calls import no_reward
 from mmft.engine.sampling import SamplingParams, sample_noise
 from mmft.report.record import spread, write_json_lines
 from mmft.resolve import resolve_rewards

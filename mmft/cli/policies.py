@@ -54,11 +54,6 @@ def load_rewards(config: RunConfig) -> Rewards:
     return rewards
 
 
-def no_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-    """Judges nothing: for configs without rewards."""
-    return [None] * len(completions)
-
-
 def method(config: RunConfig) -> str:
     """The algorithm of a config in words."""
     algorithm = ALGORITHMS[config.script.algorithm]

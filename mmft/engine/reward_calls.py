@@ -200,3 +200,8 @@ def _unwrapped(reward: Any) -> Any:
     while isinstance(reward, functools.partial) and not hasattr(reward, "__name__"):
         reward = reward.func
     return reward
+
+
+def no_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+    """Judges nothing: in the place of rewards where none are needed."""
+    return [None] * len(completions)

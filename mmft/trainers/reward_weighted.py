@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmft._masking import masked_sum
 from mmft.engine.completion_batch import CompletionTokenizer
+from mmft.engine.reward_calls import no_reward
 from mmft.engine.scoring import Scores
 from mmft.errors import ConfigError
 from mmft.estimators.weights import Baseline, Weighting, check_weighting, check_weights, reward_weights
@@ -79,11 +80,6 @@ class RewardWeightedConfig(OnlineConfig):
                 "`baseline: group` compares the completions of a prompt, and `num_generations` is 1. Sample "
                 "more of each, or set `baseline: batch`."
             )
-
-
-def no_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-    """Judges nothing: what held-out samples of an offline run without rewards are judged by."""
-    return [None] * len(prompts)
 
 
 class RewardWeightedTrainer(OnlineTrainer):

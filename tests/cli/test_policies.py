@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mmft.cli.policies import AnsweringPolicy, for_answering, no_reward
+from mmft.cli.policies import AnsweringPolicy, for_answering
+from mmft.engine.reward_calls import no_reward
 from mmft.errors import ConfigError
 from mmft.models.backbone import make_backbone
 from mmft.trainers.ppo import PPOConfig
