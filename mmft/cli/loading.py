@@ -143,18 +143,23 @@ def model_and_adapter(run: RunConfig) -> tuple[str, str | None]:
             "`model_name_or_path` is missing; give a hub id, a folder or `mmft/tiny-captioner`."
         )
     folder = Path(name)
-    if (
-        adapter is None
-        and (folder / "adapter_config.json").is_file()
-        and not (folder / "config.json").is_file()
-    ):
+    if adapter in (None, name) and _holds_only_an_adapter(folder):
         adapter = name
         name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         raise ConfigError(
             f"`adapter_path` {adapter} holds no adapter_config.json; give the folder of a PEFT adapter."
         )
+    if adapter is not None and _holds_only_an_adapter(Path(name)):
+        raise ConfigError(
+            f"`model_name_or_path` {name} holds an adapter without its base model, which {adapter} cannot be "
+            f"put on. Set `model_name_or_path` to the base model, or to {adapter} alone."
+        )
     return str(name), adapter
+
+
+def _holds_only_an_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def merged_folder(run: RunConfig) -> Path:

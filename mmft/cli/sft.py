@@ -16,7 +16,7 @@ from mmft.cli.loading import load_policy, load_rows
 from mmft.config import RunConfig, SFTScriptConfig
 from mmft.data.rows import PromptDataset
 from mmft.errors import ConfigError, DataError
-from mmft.models.adapters import can_merge
+from mmft.models.adapters import can_merge, save_beside
 from mmft.report.record import versions, write_json
 from mmft.trainers.callbacks import RunFiles
 from mmft.trl_bridge import SFTTrainer
@@ -59,6 +59,8 @@ def run(config: RunConfig) -> int:
     seconds = train(trainer)
     after = trainer.evaluate()["eval_loss"] if held_out else None
     trainer.save_model(str(folder))
+    if backbone.has_adapters and is_main_process():
+        save_beside(backbone.model, folder)
     whole = folder
     if backbone.has_adapters and script.save_merged:
         whole = folder / "merged"

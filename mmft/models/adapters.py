@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from mmft.errors import ConfigError
 from mmft.models.adapter_settings import ADAPTABLE, BOTTLENECK, DEFAULT_PARTS, METHODS, check_names
+from mmft.models.freezing import trained_pretrained_weights
 from mmft.models.targets import (
     hidden_state_modules,
     inner_activation_layers,
@@ -197,6 +198,18 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], **options: An
     found: PeftModel = loaded.from_pretrained(model, str(folder), **options)
     _load_beside(found, Path(folder) / PRETRAINED_FILE)
     return found
+
+
+def save_beside(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Writes the pretrained weights that train beside a `PeftModel`'s adapters, if any do."""
+    trained = {id(parameter) for parameter in trained_pretrained_weights(model).values()}
+    found = {
+        PRETRAINED_PREFIX + name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if id(parameter) in trained
+    }
+    if found:
+        save_file(found, Path(folder) / PRETRAINED_FILE)
 
 
 @torch.no_grad()

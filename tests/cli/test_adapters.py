@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mmft.cli import main
 from mmft.cli.arguments import parse_run
-from mmft.cli.loading import load_policy
+from mmft.cli.loading import load_policy, model_and_adapter
 from mmft.models.adapter_settings import METHODS
 from mmft.models.adapters import PRETRAINED_FILE
 from tests.cli.support import SETTINGS, SFT_SETTINGS, refusal, summary, write_config
@@ -58,6 +58,37 @@ def test_weights_that_trained_beside_an_adapter_come_back_with_it(tmp_path: Path
         loaded = dict(load_policy(again, train=train).base.named_parameters())
         for name, tensor in trained.items():
             assert torch.equal(loaded[name.partition("base_model.model.")[2]], tensor)
+
+
+def test_a_warm_start_keeps_what_trained_beside_its_adapters(tmp_path: Path):
+    warm = tmp_path / "warm"
+    settings = SFT_SETTINGS | {"model_name_or_path": "mmft/tiny-captioner", "output_dir": str(warm)}
+    settings |= {"max_steps": 1, "trainable": ["projector"], "eval_split": None}
+    assert main(["sft", "--config", write_config(tmp_path, settings)]) == 0
+    merged = load_file(warm / "merged" / "model.safetensors")
+    run = parse_run("generate", ["--config", recipe(tmp_path, adapter_path=str(warm))])
+    base = dict(load_policy(run, train=False).base.named_parameters())
+    untrained = parse_run("generate", ["--config", recipe(tmp_path)])
+    before = dict(load_policy(untrained, train=False).base.named_parameters())
+    names = [name for name in base if "projector" in name]
+    kept = {name.rpartition("multi_modal_projector.")[2]: each for name, each in merged.items()}
+    assert names
+    for name in names:
+        assert torch.equal(base[name], kept[name.rpartition("multi_modal_projector.")[2]])
+        assert not torch.equal(base[name], before[name])
+
+
+def test_an_adapter_is_not_put_on_another_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "mmft/tiny-captioner"}')
+    one, other = map(str, folders)
+    stacked = recipe(tmp_path, model_name_or_path=one, adapter_path=other)
+    said = refusal(capsys, ["generate", "--config", stacked])
+    assert f"`model_name_or_path` {one} holds an adapter without its base model, which {other}" in said
+    twice = recipe(tmp_path, model_name_or_path=one, adapter_path=one)
+    assert model_and_adapter(parse_run("generate", ["--config", twice])) == ("mmft/tiny-captioner", one)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
