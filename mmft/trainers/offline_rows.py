@@ -108,6 +108,13 @@ class OfflinePlan(RolloutPlan):
         _, first = self._place(rollout, process)
         return min(max(self.num_rows - first, 0), self.local_groups)
 
+    def mini_batches(self, rollout: int, epoch: int, process: int) -> list[list[int]]:
+        """Dealt out like cards, fresh chunks first: every optimizer step gets its share of them."""
+        shuffled = RolloutPlan.mini_batches(self, rollout, epoch, process)
+        num_fresh = self.num_fresh(rollout, process)
+        order = sorted((group for batch in shuffled for group in batch), key=lambda group: group >= num_fresh)
+        return [order[number :: self.num_mini_batches] for number in range(self.num_mini_batches)]
+
     def _place(self, rollout: int, process: int) -> tuple[int, int]:
         """Which pass over the data, and where in it a process's share begins."""
         epoch, number = divmod(rollout, self.rollouts_per_epoch)

@@ -132,6 +132,17 @@ def test_every_process_has_as_many_chunks_as_the_others():
     assert [each.num_fresh(0, process) for process in (0, 1)] == [3, 0]
 
 
+@pytest.mark.parametrize("num_rows", [2, 3, 5, 8])
+def test_every_optimizer_step_gets_its_share_of_the_last_batch(num_rows: int):
+    for seed in range(10):
+        each = plan(num_rows, num_processes=1, groups_per_micro_batch=4, seed=seed)
+        for epoch in range(2):
+            batches = each.mini_batches(0, epoch, 0)
+            assert sorted(group for batch in batches for group in batch) == list(range(8))
+            shares = [sum(group < each.num_fresh(0, 0) for group in batch) for batch in batches]
+            assert shares == [-(-num_rows // 2), num_rows // 2]
+
+
 def test_what_fills_a_batch_up_is_of_the_same_pass():
     each = plan(9, num_processes=1)  # batches of 4
     assert [each.num_fresh(number, 0) for number in range(4)] == [4, 4, 1, 4]
