@@ -106,7 +106,7 @@ def check_arithmetic(args: Any, num_rows: int, findings: Findings) -> None:
         findings.remarks.append(
             f"a rollout asks for {prompts} prompts and there are {num_rows} rows, which then repeat"
         )
-    if args.num_generations > 1 and args.max_steps > 0 and args.max_steps % steps:
+    if args.max_steps > 0 and args.max_steps % steps:
         findings.remarks.append(
             f"`max_steps={args.max_steps}` is no multiple of the {steps} steps per rollout"
         )

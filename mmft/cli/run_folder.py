@@ -184,9 +184,10 @@ def closing(folder: Path, summary: dict[str, Any]) -> str:
     if summary["masked_samples"]:
         warned.append(f"left out of training: {masked_text(summary['masked_samples'])}")
     files = (SUMMARY_FILE, SAMPLES_FILE, METRICS_FILE, CURVES_FILE, OVERVIEW_FILE, CONFIG_FILE, "README.md")
+    written = [name for name in files if (folder / name).is_file()]  # without held-out rows there are fewer
     return "".join(f"{line}\n" for line in warned) + (
         f"{summary['steps']} steps in {summary['wall_seconds']:.0f} s; scoring: {packed}\n"
-        f"{folder}/ holds the trained weights and {', '.join(files)}"
+        f"{folder}/ holds the trained weights and {', '.join(written)}"
     )
 
 

@@ -86,3 +86,10 @@ def test_warnings_and_masked_samples_come_before_the_files():
         "left out of training: 4 samples that reward judge failed on, 1 sample that reward clip failed on",
         "2 steps in 1 s; scoring: each prompt shared by its completions",
     ]
+
+
+def test_only_files_that_were_written_are_named(tmp_path: Path):
+    (tmp_path / "summary.json").touch()
+    (tmp_path / "README.md").touch()
+    summary = {"packed": True, "warnings": [], "masked_samples": {}, "steps": 1, "wall_seconds": 1.0}
+    assert closing(tmp_path, summary).endswith("holds the trained weights and summary.json, README.md")
