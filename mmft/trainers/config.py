@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,19 +111,22 @@ class OnlineConfig(RegularizationConfig):
 
 
 def check_range(
-    config: Any, name: str, *, low: float | None = None, high: float | None = None, above: float | None = None
+    config: Any,
+    name: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    finite: bool = True,
 ) -> None:
-    """Refuses a number outside [low, high] or not above `above`; None means unset and passes.
+    """Refuses a number outside [low, high], not above `above`, or without end; None means unset and passes.
 
     Raises:
         ConfigError: names the field, its value and the range.
     """
     value = getattr(config, name)
-    if value is None:
+    if value is None or (low <= value <= high and above < value and (value < math.inf or not finite)):
         return
-    met = (low is None or value >= low) and (high is None or value <= high)
-    if not met or not (above is None or value > above):
-        wanted = f"> {above}" if above is not None else f">= {low}"
-        raise ConfigError(
-            f"`{name}` must be {wanted if high is None else f'between {low} and {high}'}; got {value}."
-        )
+    wanted = f"between {low} and {high}" if high < math.inf else f">= {low}"
+    wanted = f"> {above}" if above > -math.inf else wanted
+    raise ConfigError(f"`{name}` must be {wanted}{' and finite' if finite else ''}; got {value}.")

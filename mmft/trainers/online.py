@@ -79,7 +79,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         peft_config: PeftConfig | None = None,
         eval_funcs: Sequence[RewardFunction] = (),
     ) -> None:
-        reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs or ())
         if not reward_funcs:
             raise ConfigError("`reward_funcs` is empty; give at least one reward function.")
         set_seed(args.seed)  # adapters are drawn here, before the Trainer seeds itself

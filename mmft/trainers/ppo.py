@@ -35,7 +35,7 @@ class PPOConfig(AdvantageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("cliprange", "cliprange_value"):
-            check_range(self, name, low=0)
+            check_range(self, name, low=0, finite=False)  # infinity switches clipping off
 
 
 class PPOTrainer(AdvantageTrainer):

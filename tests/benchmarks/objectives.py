@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,7 +41,15 @@ TRUTH = "rewards/true_fact_share"
 
 
 def run(recipe: str, folder: Path, **settings: Any) -> dict[str, Any]:
-    """Trains by a recipe in a process of its own; its summary, and what it logged."""
+    """What a recipe's run came to: its summary, and what it logged; trained unless its folder is there."""
+    if not (folder / "summary.json").is_file():
+        train(recipe, folder, **settings)
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {"summary": json.loads((folder / "summary.json").read_text()), "history": history}
+
+
+def train(recipe: str, folder: Path, **settings: Any) -> None:
+    """By the recipe's command, in a process of its own."""
     overrides = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     command = [
         sys.executable,
@@ -56,8 +65,6 @@ def run(recipe: str, folder: Path, **settings: Any) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {"summary": json.loads((folder / "summary.json").read_text()), "history": history}
 
 
 def steps_per_rollout(recipe: str) -> tuple[int, int]:
@@ -223,7 +230,10 @@ def main() -> None:
     parser.add_argument("--near-rollouts", type=int, default=75)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "objectives")
+    parser.add_argument("--keep", action="store_true", help="use the runs that the folder holds already")
     arguments = parser.parse_args()
+    if not arguments.keep:
+        shutil.rmtree(arguments.folder, ignore_errors=True)
     results = compare(arguments.rollouts, arguments.seeds, arguments.folder)
     draw(results)
     near = held_near(arguments.near_rollouts, arguments.folder)

@@ -96,21 +96,22 @@ def test_impossible_rollouts_are_refused(settings: dict[str, Any], message: str,
 
 
 IMPOSSIBLE = [
-    ({"kl_coef": -0.1}, r"`kl_coef` must be >= 0; got -0.1"),
-    ({"vf_coef": -1.0}, r"`vf_coef` must be >= 0; got -1"),
-    ({"gamma": 1.1}, r"`gamma` must be between 0 and 1; got 1.1"),
-    ({"lam": -0.1}, r"`lam` must be between 0 and 1; got -0.1"),
+    ({"kl_coef": -0.1}, r"`kl_coef` must be >= 0 and finite; got -0.1"),
+    ({"vf_coef": -1.0}, r"`vf_coef` must be >= 0 and finite; got -1"),
+    ({"gamma": 1.1}, r"`gamma` must be between 0 and 1 and finite; got 1.1"),
+    ({"lam": -0.1}, r"`lam` must be between 0 and 1 and finite; got -0.1"),
     ({"kl_estimator": "k2"}, r"`kl_estimator` must be 'k1' or 'k3'; got 'k2'"),
-    ({"entropy_coef": -0.1}, r"`entropy_coef` must be >= 0; got -0.1"),
-    ({"entropy_coef": float("nan")}, r"`entropy_coef` must be >= 0; got nan"),
-    ({"kl_target": 0.0}, r"`kl_target` must be > 0; got 0"),
-    ({"kl_horizon": 0}, r"`kl_horizon` must be > 0; got 0"),
-    ({"early_stop_kl": -1.0}, r"`early_stop_kl` must be > 0; got -1"),
+    ({"entropy_coef": -0.1}, r"`entropy_coef` must be >= 0 and finite; got -0.1"),
+    ({"kl_coef": float("inf")}, r"`kl_coef` must be >= 0 and finite; got inf"),
+    ({"entropy_coef": float("nan")}, r"`entropy_coef` must be >= 0 and finite; got nan"),
+    ({"kl_target": 0.0}, r"`kl_target` must be > 0 and finite; got 0"),
+    ({"kl_horizon": 0}, r"`kl_horizon` must be > 0 and finite; got 0"),
+    ({"early_stop_kl": -1.0}, r"`early_stop_kl` must be > 0 and finite; got -1"),
     (
         {"early_stop_kl": 0.1, "num_ppo_epochs": 1, "num_mini_batches": 1},
         r"`early_stop_kl` is 0.1, but a rollout gets one optimizer step",
     ),
-    ({"critic_learning_rate": 0.0}, r"`critic_learning_rate` must be > 0; got 0"),
+    ({"critic_learning_rate": 0.0}, r"`critic_learning_rate` must be > 0 and finite; got 0"),
     ({"kl_target": 3.0, "kl_coef": 0.0}, r"`kl_target` is 3.0, but `kl_coef` is 0, which no factor"),
     ({"advantage_estimator": "gea"}, r"`advantage_estimator` must be gae, td, .*; got 'gea'"),
     (
@@ -142,5 +143,6 @@ def test_impossible_objectives_are_refused(
 
 def test_the_limits_themselves_are_allowed(tmp_path: Path):
     PPOConfig(
-        output_dir=str(tmp_path), use_cpu=True, kl_coef=0, gamma=0, lam=1, cliprange=0, feature_cache_mb=0
+        output_dir=str(tmp_path), use_cpu=True, kl_coef=0, gamma=0, lam=1, cliprange=0, feature_cache_mb=0,
+        cliprange_value=float("inf"),
     )  # fmt: skip
