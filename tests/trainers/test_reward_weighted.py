@@ -183,7 +183,9 @@ def test_equal_rewards_are_plain_likelihood_of_the_samples(tmp_path: Path):
         {"weighting": "top_fraction", "top_fraction": 1.0},
     ):
         runs.append(online(tmp_path, rewards=same, max_steps=4, **settings))
+        start = trained_weights(runs[-1])
         runs[-1].train()
+        assert moved(start, trained_weights(runs[-1])) == start.keys()
     for run in runs[1:]:
         assert moved(trained_weights(runs[0]), trained_weights(run)) == set()
 
