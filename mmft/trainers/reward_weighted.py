@@ -8,7 +8,8 @@ No critic, no reference, no ratio: what keeps it stable are weights that are not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from mmft.trainers.offline_rows import Chunk, OfflinePlan, OfflineRows
 from mmft.trainers.online import OnlineTrainer
 from mmft.trainers.schedule import RolloutPlan
 from mmft.types import RewardFunction
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -236,6 +239,20 @@ class RewardWeightedTrainer(OnlineTrainer):
             train_mask=completions.mask & fresh[:, None],
             weights=self._weights[samples].float().to(device),
         )
+
+    def progress(self) -> dict[str, Any]:
+        """As in `OnlineTrainer`; offline also by which plan its batches are counted."""
+        progress = super().progress()
+        return progress if self.offline_rows is None else progress | {"plan": self.plan.fingerprint()}
+
+    def restore_progress(self, progress: Mapping[str, Any]) -> None:
+        """Takes up what `progress` gave; says so where a pass over the data cannot be carried on exactly."""
+        super().restore_progress(progress)
+        if self.offline_rows is not None and progress.get("plan") != self.plan.fingerprint():
+            logger.warning(
+                "the checkpoint was made with other rows, batch sizes, seed or number of processes: the pass "
+                "over the data that it stopped in may leave rows out or repeat them."
+            )
 
     def _log_read(self, samples: Tensor, lengths: Tensor, rows: OfflineRows) -> None:
         log = self.metric_log

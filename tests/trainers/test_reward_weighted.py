@@ -366,3 +366,17 @@ def test_a_resumed_run_ends_with_the_same_bits(make: Any, tmp_path: Path):
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert moved(trained_weights(resumed), trained_weights(whole)) == set()
         assert without_cache(step_rows(resumed)) == without_cache(step_rows(whole))
+
+
+def test_an_offline_run_that_resumes_with_other_batches_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    settings = {"num_mini_batches": 1, "num_ppo_epochs": 1, "max_steps": 3}
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    offline(tmp_path / "whole", **settings, **saving).train()
+    checkpoint = str(tmp_path / "whole" / "checkpoint-1")
+    offline(tmp_path / "same", **settings).train(resume_from_checkpoint=checkpoint)
+    assert "may leave rows out" not in caplog.text
+    other = offline(tmp_path / "other", **settings, per_device_train_batch_size=2)
+    other.train(resume_from_checkpoint=checkpoint)
+    assert caplog.text.count("may leave rows out or repeat them") == 1
