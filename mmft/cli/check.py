@@ -168,7 +168,7 @@ def try_one_group(
             findings.remarks.append(
                 "all completions of the first row got the same reward: nothing tells the better ones"
             )
-        findings.attempt(lambda: learn_from(trainer, judged))
+        findings.attempt(lambda: trainer.learn_from(0, [0], judged))  # which the algorithm may refuse
         prompts, completions = judged.prompts, judged.samples.completions
     scores = trainer.actor_critic(prompts, completions, temperature=args.temperature)
     loss = scores.logps[completions.mask].mean()
@@ -192,19 +192,6 @@ def try_rewards(trainer: OnlineTrainer, rewards: Rewards, rows: PromptDataset, f
     show_rewards(judged, findings)
     check_protocol(rewards.optimised, trainer, judged, findings)
     return judged
-
-
-def learn_from(trainer: OnlineTrainer, judged: Judged) -> None:
-    """Has the algorithm make its targets of the first row's rewards, which it may refuse."""
-    experience = trainer.collector.to_experience(
-        0,
-        [0],
-        judged,
-        kl=trainer.needs_reference(trainer.args),
-        temperature=trainer.args.temperature,
-        size=1,
-    )
-    trainer.add_targets(experience)
 
 
 def given_group(trainer: OnlineTrainer, findings: Findings) -> tuple[Prompts, Completions]:

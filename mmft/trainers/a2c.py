@@ -53,5 +53,5 @@ class A2CTrainer(AdvantageTrainer):
             }
             if values is not None and targets is not None:
                 parts["value_loss"] = td_loss(values, targets, mask, num_tokens=num_tokens)
-        self.log_parts(parts, num_tokens, int(mask.sum()))
+        self.metric_log.add_parts(parts, num_tokens, int(mask.sum()))
         return loss

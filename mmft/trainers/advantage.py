@@ -262,11 +262,6 @@ class AdvantageTrainer(OnlineTrainer, abc.ABC):
     def actor_critic_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
         """The loss of policy and critic on one micro-batch: a sum over its tokens by `num_tokens`."""
 
-    def log_parts(self, parts: Mapping[str, Tensor], num_tokens: Tensor, tokens: int) -> None:
-        """Logs sums over a micro-batch by `num_tokens` as means over its own tokens."""
-        for name, part in parts.items():
-            self.metric_log.add(name, float(part.detach() * num_tokens) / max(tokens, 1), tokens)
-
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As in `OnlineTrainer`; ends the passes over a rollout that the policy has moved away from."""
         loss = super().training_step(*args, **kwargs)

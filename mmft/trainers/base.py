@@ -50,8 +50,6 @@ class BaseTrainer(Trainer):
             )
         self.loss_is_scaled_for_ga = True
         self._check_regularization()
-        if not self.is_fsdp_enabled:
-            self._hold_weights()
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
@@ -62,16 +60,19 @@ class BaseTrainer(Trainer):
     # Regularisation
 
     def _check_regularization(self) -> None:
-        """Refuses what cannot be regularised before anything is trained."""
+        """Refuses what cannot be regularised before anything is trained; holds the rest where it can."""
         if not self.args.regularizes:
             return
-        find_terms(self.module, self.args)
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if self.is_deepspeed_enabled or (plugin is not None and plugin.fsdp_version == 1):
             raise ConfigError(
                 "`l2_pretrained_coef` and `l2_adapter_coef` are added to gradients, and DeepSpeed and FSDP 1 "
                 "keep those in buffers of their own. Use DDP or FSDP 2 (`fsdp_version: 2`), or set both to 0."
             )
+        if self.is_fsdp_enabled:
+            find_terms(self.module, self.args)
+        else:
+            self._hold_weights()
 
     def _hold_weights(self) -> None:
         """Remembers the pretrained weights, once: before a checkpoint is loaded, after FSDP sharded them."""

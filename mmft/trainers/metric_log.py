@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 
 from accelerate.utils import gather_object
+from torch import Tensor
 
 
 class MetricLog:
@@ -32,6 +33,11 @@ class MetricLog:
         """Adds one value per sample."""
         for value in values:
             self.add(name, value)
+
+    def add_parts(self, parts: Mapping[str, Tensor], num_tokens: Tensor, tokens: int) -> None:
+        """Adds sums over a micro-batch, divided by `num_tokens` of the step, as means over its own tokens."""
+        for name, part in parts.items():
+            self.add(name, float(part.detach() * num_tokens) / max(tokens, 1), tokens)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -239,18 +239,22 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
                 trainer_state=self.state,
                 discount=self.discount,
             )
-            experience = self.collector.to_experience(
-                number,
-                indices,
-                judged,
-                kl=self.needs_reference(args),
-                old_logps=self.needs_old_logps(args),
-                temperature=args.temperature,
-                size=plan.groups_per_micro_batch,
-            )
-            experience = self.add_targets(experience)
+            experience = self.learn_from(number, indices, judged)
         self._log_rollout(judged, experience)
         return experience
+
+    def learn_from(self, number: int, indices: list[int], judged: Judged) -> Experience:
+        """What the judged completions of these rows teach: the experience with its targets."""
+        experience = self.collector.to_experience(
+            number,
+            indices,
+            judged,
+            kl=self.needs_reference(self.args),
+            old_logps=self.needs_old_logps(self.args),
+            temperature=self.args.temperature,
+            size=self.plan.groups_per_micro_batch,
+        )
+        return self.add_targets(experience)
 
     def _log_rollout(self, judged: Judged, experience: Experience) -> None:
         log, lengths = self.metric_log, experience.completions.lengths.float()

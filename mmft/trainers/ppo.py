@@ -63,5 +63,5 @@ class PPOTrainer(AdvantageTrainer):
                 ),
             }
             loss = loss + args.vf_coef * parts["value_loss"]
-        self.log_parts(parts, num_tokens, int(mask.sum()))
+        self.metric_log.add_parts(parts, num_tokens, int(mask.sum()))
         return loss

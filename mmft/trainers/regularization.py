@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 
 from mmft._masking import Reduce, identity
 from mmft.errors import ConfigError
+from mmft.models.adapter_settings import check_names
 from mmft.models.freezing import PARTS
 from mmft.objectives.regularization import add_distance_gradient_, lora_gradients, lora_squared_norm
 from mmft.trainers.held_weights import (
@@ -101,9 +102,7 @@ def parse_coefficients(value: Any, name: str) -> Coefficient:
         except yaml.YAMLError as error:
             raise ConfigError(f"`{name}` is no YAML: {value!r}; {FORM}.") from error
     if isinstance(value, Mapping):
-        for part in value:
-            if part not in PARTS:
-                raise ConfigError(f"`{name}` names {part!r}, which is not one of {', '.join(PARTS)}.")
+        check_names(tuple(value), PARTS, name)
         return {part: _coefficient(each, f"{name}[{part}]") for part, each in value.items()}
     return 0.0 if value is None else _coefficient(value, name)
 

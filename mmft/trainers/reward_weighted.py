@@ -174,12 +174,10 @@ class RewardWeightedTrainer(OnlineTrainer):
         """The weighted negative log-likelihood."""
         logps, mask = scores.logps, batch.train_mask
         loss = reward_weighted_loss(logps, given(batch.weights, "weights"), mask, num_tokens=num_tokens)
-        tokens = int(mask.sum())
-        self.metric_log.add("policy_loss", float(loss.detach() * num_tokens / max(tokens, 1)), tokens)
-        self.metric_log.add("nll", -float(masked_sum(logps.detach(), mask)) / max(tokens, 1), tokens)
+        parts = {"policy_loss": loss, "nll": -masked_sum(logps, mask) / num_tokens}
         if batch.old_logps is not None:
-            kl = approximate_kl(logps, batch.old_logps, mask, num_tokens=max(tokens, 1))
-            self.metric_log.add("approx_kl", float(kl), tokens)
+            parts["approx_kl"] = approximate_kl(logps, batch.old_logps, mask, num_tokens=num_tokens)
+        self.metric_log.add_parts(parts, num_tokens, int(mask.sum()))
         return loss
 
     # Offline: a batch of given completions in the place of a rollout
