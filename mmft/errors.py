@@ -13,6 +13,10 @@ class RewardError(RuntimeError):
     """A reward function failed or broke its contract; the message names the reward and the row."""
 
 
+class EnvError(RuntimeError):
+    """An environment failed or broke its contract; the message names the environment and the key."""
+
+
 class UnsupportedModelError(ValueError):
     """The model has no causal text model that the engine can drive."""
 

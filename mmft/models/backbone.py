@@ -15,8 +15,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.cache_utils import Cache
 
 from mmft.errors import UnsupportedModelError
+from mmft.models.embedding import embed
 from mmft.models.freezing import apply_freeze_rules, trains_before_seam
 from mmft.models.heads import LanguageHead
+from mmft.models.modalities import Modalities
 from mmft.models.packaged import model_path
 from mmft.models.prompts import PromptEncoding, PromptInputs, Visibility, encoding_from_call
 from mmft.models.seam import capture_text_inputs, find_text_model, has_adapters, unwrap
@@ -140,6 +142,10 @@ class Backbone(nn.Module):
         # `enable_input_require_grads` marks even what was computed without a graph; kept for epochs, such a
         # leaf would collect gradients that nobody reads.
         return encoding.detach() if frozen else encoding
+
+    def embed(self, inputs: PromptInputs, modalities: Sequence[str]) -> Modalities:
+        """Modality embeddings of several right-padded prompts in one forward; see `models.embedding`."""
+        return embed(self, inputs, modalities)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         embeds: Tensor = self.base.get_input_embeddings()(ids)
