@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mmft._checks import check_shapes
-from mmft._masking import at_least_float32, zero_outside
+from mmft._masking import zero_outside
+from mmft.data.replay_batch import Batch
 from mmft.data.replay_states import REMEDY, StateStore, check_row_shapes, check_states, kinds_of
 from mmft.errors import ConfigError
-from mmft.estimators.returns import n_step_returns
 
 MIN_POSITIONS = 3
 """Of any so many positions in a row, one is a step whose successor is known."""
@@ -25,53 +24,6 @@ NO_ACTION = -1
 """Stands at positions that only hold the state a truncated episode ended in."""
 STATES = "states."
 """Begins the names of the states' tensors in a checkpoint."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """N windows of up to n steps; beyond the end of its window a row holds 0 and False."""
-
-    states: dict[str, Tensor]
-    """(N, ...) where the windows begin."""
-    legal: Tensor
-    """(N, A) actions that could be taken there."""
-    actions: Tensor
-    """(N,) the one that was."""
-    rewards: Tensor
-    """(N, n) of the steps."""
-    window_terminated: Tensor
-    """(N, n) steps after which nothing follows."""
-    window_last: Tensor
-    """(N, n) one step a row: where its episode, the window or what is known of the stream ends."""
-    bootstrap_index: Tensor
-    """(N,) the column of that step."""
-    next_states: dict[str, Tensor]
-    """(N, ...) where that step led; if it terminated, the state it was taken in, whose value is not used."""
-    next_legal: Tensor
-    """(N, A) actions that could be taken there."""
-
-    def targets(self, next_values: Tensor, discount: float) -> Tensor:
-        """The return of each window (`n_step_returns`), given the values of `next_states`.
-
-            G = r_0 + discount r_1 + ... + discount^{k-1} r_{k-1} + discount^k V(s_k)
-
-        with k = bootstrap_index + 1, and without the last term where step k - 1 terminated.
-        Shapes: (N,) -> (N,).
-        """
-        check_shapes(bootstrap_index=(self.bootstrap_index, "N"), next_values=(next_values, "N"))
-        next_values = at_least_float32(next_values)
-        # Discounts take the dtype of the rewards, which must not be narrower than that of the values.
-        rewards = self.rewards.to(next_values.dtype)
-        placed = torch.zeros_like(rewards).scatter(1, self.bootstrap_index[:, None], next_values[:, None])
-        returns = n_step_returns(
-            rewards,
-            placed,
-            terminated=self.window_terminated,
-            last=self.window_last,
-            discount=discount,
-            num_steps=rewards.shape[1],
-        )
-        return returns[:, 0]
 
 
 class ReplayBuffer:
@@ -153,9 +105,10 @@ class ReplayBuffer:
         legal: Tensor | None = None,
         final_states: Mapping[str, Tensor] | None = None,
         final_legal: Tensor | None = None,
+        streams: Tensor | None = None,
     ) -> None:
-        """Adds one step of every stream. Where it does not end an episode, the next step of its stream must
-        be taken in the state it led to.
+        """Adds one step of every stream, or of those named. Where it does not end an episode, the next step
+        of its stream must be taken in the state it led to.
 
         Shapes: states (E, ...), legal (E, A), the rest (E,), with E streams and A actions.
 
@@ -168,13 +121,30 @@ class ReplayBuffer:
             legal: actions that could be taken; None for all.
             final_states: where the steps led; read only where an episode ended without being terminated.
             final_legal: actions that could be taken there; None for all.
+            streams: which streams the rows belong to, each once; None for all in order.
 
         Raises:
             ValueError: a tensor does not look like those before it, an action or a reward is none, or a
                 truncated episode comes without its final state. Nothing was added.
         """
-        streams = torch.arange(self._sizes["num_streams"])
+        if streams is None:
+            streams = torch.arange(self._sizes["num_streams"])
         self._add(streams, states, actions, rewards, terminated, last, legal, final_states, final_legal)
+
+    def cut(self, streams: Tensor, states: Mapping[str, Tensor], legal: Tensor | None = None) -> None:
+        """Ends episodes that broke off: the newest step of each named stream led to the given state, and
+        nothing is known of what followed. Streams whose newest step ended its episode are left alone.
+
+        Shapes: states (S, ...), legal (S, A), streams (S,).
+        """
+        waiting = self._pending[streams]
+        chosen = streams[waiting]
+        if not len(chosen):
+            return
+        self._fields["last"][chosen, (self._written[chosen] - 1) % self._num_positions] = True
+        rows = {name: tensor[waiting.to(tensor.device)] for name, tensor in states.items()}
+        everything = torch.ones(len(streams), self._sizes["num_actions"], dtype=torch.bool)
+        self._write(chosen, rows, {"legal": (everything if legal is None else legal.cpu())[waiting]})
 
     def sample(self, num: int, generator: torch.Generator, *, num_steps: int = 1) -> Batch:
         """Windows from `num` starts, drawn uniformly and with replacement from all steps that are terminated

@@ -10,29 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import AutoProcessor
+from torch import Tensor
 
-from mmft.engine.actor_critic import Prompts, VLMActorCritic, evaluating, raw_prompts
+from mmft.engine.actor_critic import Prompts, evaluating, raw_prompts
+from mmft.engine.backbone_module import BackboneModule, load_saved_backbone
 from mmft.engine.packing import Completions
 from mmft.engine.scoring import last_states_packed, last_states_plain
 from mmft.errors import ConfigError
 from mmft.evaluation.uncertainty import mc_variance
-from mmft.models.adapters import load_adapter
-from mmft.models.backbone import Backbone, load_backbone
+from mmft.models.backbone import Backbone
 from mmft.models.prompts import PromptInputs
 from mmft.models.reward_model import NUM_LIKELIHOODS, RewardEstimate, RewardHead, RewardModelSpec
 
 HEAD_FILE = "reward_head.safetensors"
 HEAD_PREFIX = "reward_head."
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +44,12 @@ class RewardScores:
     """(N, D) last hidden states of the text model at the last token of each completion."""
 
 
-class VLMRewardModel(nn.Module):
+class VLMRewardModel(BackboneModule):
     """Owns the backbone and the head.
 
     Attributes:
-        backbone: reads. What of it trains (nothing, adapters, parts) was decided when it was made.
         reward_head: judges.
         packed: True shares prompts; False takes the plain path.
-        trains_backbone: whether anything but the head trains.
     """
 
     def __init__(
@@ -67,7 +62,7 @@ class VLMRewardModel(nn.Module):
         max_completion_length: int = 256,
         reads_likelihood: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(backbone)
         self._spec = RewardModelSpec(
             loss_type=loss_type,
             hidden_size=backbone.hidden_size,
@@ -77,9 +72,7 @@ class VLMRewardModel(nn.Module):
             backbone="full",
             reads_likelihood=reads_likelihood,
         )
-        self.backbone = backbone
         self.packed = backbone.why_not_packed() is None
-        self.trains_backbone = any(p.requires_grad for p in backbone.model.parameters())
         variance = loss_type == "heteroscedastic"
         self.reward_head = RewardHead(
             backbone.hidden_size + NUM_LIKELIHOODS * reads_likelihood,
@@ -87,8 +80,6 @@ class VLMRewardModel(nn.Module):
             dropout=dropout,
             states_variance=variance,
         ).to(backbone.device)
-        # Knows how a backbone is saved and what the Trainer asks of it; in a list so that it is no submodule.
-        self._policy = [VLMActorCritic(backbone, critic=False, reference=False)]
 
     @property
     def loss_type(self) -> str:
@@ -105,25 +96,10 @@ class VLMRewardModel(nn.Module):
         """The description that is saved beside the weights."""
         return dataclasses.replace(
             self._spec,
-            backbone=self._saved_part,
+            backbone=self.saved_part,
             base=self.backbone.source,
             dtype=str(self.backbone.dtype).removeprefix("torch."),
         )
-
-    @property
-    def _saved_part(self) -> Literal["frozen", "adapter", "full"]:
-        if self.backbone.has_adapters:
-            return "adapter"
-        # Weights without a name exist nowhere else, whether they train or not.
-        named = self.backbone.source is not None
-        return "frozen" if named and not self.trains_backbone else "full"
-
-    def train(self, mode: bool = True) -> VLMRewardModel:
-        """As in torch; a backbone that does not train stays in evaluation mode, its features are constant."""
-        super().train(mode)
-        if not self.trains_backbone:
-            self.backbone.eval()
-        return self
 
     def forward(
         self, prompts: Prompts | None, completions: Completions | None, *, features: Tensor | None = None
@@ -171,32 +147,6 @@ class VLMRewardModel(nn.Module):
         aleatoric = torch.zeros_like(means[0]) if log_variances is None else log_variances.exp().mean(0)
         return RewardEstimate(means.mean(0), mc_variance(means), aleatoric)
 
-    # What the Trainer asks of a model
-
-    @property
-    def config(self) -> Any:
-        return self._policy[0].config
-
-    @property
-    def _no_split_modules(self) -> list[str]:
-        return self._policy[0]._no_split_modules
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """What the Trainer of older transformers calls."""
-        self._policy[0].gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Called where layers are to be recomputed in the backward."""
-        self._policy[0].activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
-
-    def within_forward(self, work: Callable[[], Result]) -> Result:
-        """Runs `work` as if it were this module's forward: only there sharded weights are whole."""
-        return work()
-
     # Checkpoints
 
     def save_pretrained(
@@ -206,12 +156,8 @@ class VLMRewardModel(nn.Module):
 
         `state_dict` is the gathered state of the whole module, where its own tensors are sharded."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.save_backbone(folder, state_dict)
         state = self.state_dict() if state_dict is None else state_dict
-        if self._saved_part == "frozen":
-            self.backbone.processor.save_pretrained(folder)
-        else:
-            self._policy[0].save_pretrained(folder, state_dict)
         head = {name: tensor for name, tensor in state.items() if name.startswith(HEAD_PREFIX)}
         save_file({n: t.detach().cpu().contiguous() for n, t in head.items()}, folder / HEAD_FILE)
         self.spec.save(folder)
@@ -229,8 +175,7 @@ class VLMRewardModel(nn.Module):
                 f"{folder} holds a reward model with {saved.backbone} backbone and loss_type="
                 f"{saved.loss_type!r}; this one has {own.backbone} and {own.loss_type!r}."
             )
-        if own.backbone != "frozen":
-            self._policy[0].load_checkpoint(folder)
+        self.load_backbone(folder)
         self.load_head(folder)
 
     def load_head(self, folder: str | os.PathLike[str]) -> None:
@@ -264,12 +209,8 @@ def load_reward_model(
             f"the reward model {str(folder)!r} is an adapter on a model without a name. Name the model that "
             "was adapted (`base=`)."
         )
-    if _has_processor(folder):
-        kwargs.setdefault("processor", AutoProcessor.from_pretrained(folder))
     with torch.random.fork_rng(devices=[]):  # new weights are drawn before they are overwritten
-        backbone = load_backbone(name, trainable=(), **{"dtype": spec.dtype} | kwargs)
-        if spec.backbone == "adapter":
-            backbone = Backbone(load_adapter(backbone.base, folder), backbone.processor, name)
+        backbone = load_saved_backbone(folder, spec.backbone, name, spec.dtype, **kwargs)
         model = VLMRewardModel(
             backbone,
             loss_type=spec.loss_type,
@@ -280,8 +221,3 @@ def load_reward_model(
         )
     model.load_head(folder)
     return model.requires_grad_(False).eval().to(device)
-
-
-def _has_processor(folder: Path) -> bool:
-    names = ("processor_config.json", "preprocessor_config.json")
-    return any((folder / name).is_file() for name in names)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmft.data.replay import MIN_POSITIONS, NO_ACTION, Batch, ReplayBuffer
+from mmft.data.replay import MIN_POSITIONS, NO_ACTION, ReplayBuffer
+from mmft.data.replay_batch import Batch
 from mmft.errors import ConfigError
 from tests.data.replay_lists import NUM_ACTIONS, Lists, append, check_draws, extend, numbered, numbers
 
