@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmft.engine.actor_critic import VLMActorCritic
+    from mmft.engine.agent import VLMAgent, load_agent
     from mmft.engine.learned_reward import LearnedReward
+    from mmft.environments.making import make_environment
     from mmft.models.backbone import load_backbone
-    from mmft.trainers.a2c import A2CConfig, A2CTrainer
-    from mmft.trainers.ppo import PPOConfig, PPOTrainer
+    from mmft.trainers.a2c import A2CConfig, A2CTrainer, AgentA2CConfig, AgentA2CTrainer
+    from mmft.trainers.dqn import DQNConfig, DQNTrainer
+    from mmft.trainers.ppo import AgentPPOConfig, AgentPPOTrainer, PPOConfig, PPOTrainer
     from mmft.trainers.reward_model import RewardModelConfig, RewardModelTrainer
     from mmft.trainers.reward_weighted import RewardWeightedConfig, RewardWeightedTrainer
 
@@ -23,6 +26,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "A2CConfig": "mmft.trainers.a2c",
     "A2CTrainer": "mmft.trainers.a2c",
+    "AgentA2CConfig": "mmft.trainers.a2c",
+    "AgentA2CTrainer": "mmft.trainers.a2c",
+    "AgentPPOConfig": "mmft.trainers.ppo",
+    "AgentPPOTrainer": "mmft.trainers.ppo",
+    "DQNConfig": "mmft.trainers.dqn",
+    "DQNTrainer": "mmft.trainers.dqn",
     "LearnedReward": "mmft.engine.learned_reward",
     "PPOConfig": "mmft.trainers.ppo",
     "PPOTrainer": "mmft.trainers.ppo",
@@ -31,12 +40,21 @@ _HOMES = {
     "RewardWeightedConfig": "mmft.trainers.reward_weighted",
     "RewardWeightedTrainer": "mmft.trainers.reward_weighted",
     "VLMActorCritic": "mmft.engine.actor_critic",
+    "VLMAgent": "mmft.engine.agent",
+    "load_agent": "mmft.engine.agent",
     "load_backbone": "mmft.models.backbone",
+    "make_environment": "mmft.environments.making",
 }
 
 __all__ = [
     "A2CConfig",
     "A2CTrainer",
+    "AgentA2CConfig",
+    "AgentA2CTrainer",
+    "AgentPPOConfig",
+    "AgentPPOTrainer",
+    "DQNConfig",
+    "DQNTrainer",
     "LearnedReward",
     "PPOConfig",
     "PPOTrainer",
@@ -45,8 +63,11 @@ __all__ = [
     "RewardWeightedConfig",
     "RewardWeightedTrainer",
     "VLMActorCritic",
+    "VLMAgent",
     "__version__",
+    "load_agent",
     "load_backbone",
+    "make_environment",
 ]
 
 

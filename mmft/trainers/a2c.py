@@ -1,45 +1,34 @@
-"""Advantage actor-critic (Mnih et al. 2016, arXiv:1602.01783, synchronous), token by token.
+"""Advantage actor-critic (Mnih et al. 2016, arXiv:1602.01783, synchronous), on tokens and in environments.
 
     L = -E[log pi(a|s) A] + vf_coef * E[(target - V(s))^2]
 
 The target is A + V of the rollout's critic, without gradient: with `advantage_estimator="td"` it is
-R + gamma V(s') and the second term the TD loss; with `gae` it is the TD(lambda) return. With `group` there is
-no critic and the loss is REINFORCE with the group's mean as its baseline. `vf_coef=0` leaves the policy
-gradient.
+R + gamma V(s') and the second term the TD loss; with `gae` it is the TD(lambda) return. With `group` (on
+tokens) there is no critic and the loss is REINFORCE with the group's mean as its baseline. `vf_coef=0` leaves
+the policy gradient.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmft.engine.scoring import Scores
 from mmft.objectives.a2c import a2c_loss
 from mmft.objectives.policy import policy_gradient_loss
 from mmft.objectives.value import td_loss
+from mmft.trainers.actor_critic import ActorCriticTrainer
 from mmft.trainers.advantage import AdvantageConfig, AdvantageTrainer
-from mmft.trainers.experience import Experience, given
+from mmft.trainers.agent_rollouts import AgentRolloutConfig, AgentRolloutTrainer
+from mmft.trainers.experience import given
 
 
-@dataclass
-class A2CConfig(AdvantageConfig):
-    """Settings of `A2CTrainer`."""
+class A2CUpdates(ActorCriticTrainer):
+    """The loss of A2C, whatever acts."""
 
-    num_ppo_epochs: int = field(
-        default=1,
-        metadata={"help": "Passes over each rollout; nothing corrects for a policy that has moved since."},
-    )
-    vf_coef: float = field(default=0.5, metadata={"help": "alpha, the weight of the critic's loss."})
-
-
-class A2CTrainer(AdvantageTrainer):
-    """Actor-critic on any decoder-style vision-language model; arguments as in `OnlineTrainer`."""
-
-    args: A2CConfig
-
-    def actor_critic_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
+    def actor_critic_loss(self, scores: Any, batch: Any, num_tokens: Tensor) -> Tensor:
         """`objectives.a2c.a2c_loss`, its two terms logged apart."""
         mask, advantages = batch.train_mask, given(batch.advantages, "advantages")
         values = targets = None
@@ -55,3 +44,33 @@ class A2CTrainer(AdvantageTrainer):
                 parts["value_loss"] = td_loss(values, targets, mask, num_tokens=num_tokens)
         self.metric_log.add_parts(parts, num_tokens, int(mask.sum()))
         return loss
+
+
+PASSES = "Passes over each rollout; nothing corrects for a policy that has moved since."
+
+
+@dataclass
+class A2CConfig(AdvantageConfig):
+    """Settings of `A2CTrainer`."""
+
+    num_ppo_epochs: int = field(default=1, metadata={"help": PASSES})
+    vf_coef: float = field(default=0.5, metadata={"help": "alpha, the weight of the critic's loss."})
+
+
+class A2CTrainer(A2CUpdates, AdvantageTrainer):
+    """Actor-critic on any decoder-style vision-language model; arguments as in `OnlineTrainer`."""
+
+    args: A2CConfig
+
+
+@dataclass
+class AgentA2CConfig(AgentRolloutConfig):
+    """Settings of `AgentA2CTrainer`."""
+
+    num_ppo_epochs: int = field(default=1, metadata={"help": PASSES})
+
+
+class AgentA2CTrainer(A2CUpdates, AgentRolloutTrainer):
+    """Advantage actor-critic in environments; arguments as in `AgentTrainer`."""
+
+    args: AgentA2CConfig

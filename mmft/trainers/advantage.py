@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 
 from mmft._masking import last_valid, masked_sum, masked_whiten, zero_outside
-from mmft.engine.scoring import Scores
 from mmft.errors import ConfigError
-from mmft.estimators.advantages import gae, group_advantages
+from mmft.estimators.advantages import group_advantages
 from mmft.estimators.returns import discounted_return, shift_values
 from mmft.estimators.rewards import penalize_missing_eos, per_token_rewards
 from mmft.objectives.kl import KLEstimator, adapted_kl_coef, kl_penalty
-from mmft.objectives.policy import approximate_kl, mean_entropy
-from mmft.objectives.value import explained_variance
+from mmft.trainers.actor_critic import ActorCriticSettings, ActorCriticTrainer, check_actor_critic
 from mmft.trainers.config import OnlineConfig, check_range
 from mmft.trainers.experience import Experience, given
 from mmft.trainers.online import OnlineTrainer
@@ -33,7 +31,7 @@ ESTIMATORS = ("gae", "td", "monte_carlo", GROUP)
 
 
 @dataclass
-class AdvantageConfig(OnlineConfig):
+class AdvantageConfig(ActorCriticSettings, OnlineConfig):
     """Settings of `AdvantageTrainer`; names are those of TRL's last PPO where it had them."""
 
     advantage_estimator: str = field(
@@ -63,17 +61,8 @@ class AdvantageConfig(OnlineConfig):
     kl_horizon: int = field(
         default=10_000, metadata={"help": "Completions over which `kl_coef` adapts; fewer is faster."}
     )
-    early_stop_kl: float | None = field(
-        default=None,
-        metadata={"help": "End a rollout's passes once the policy has moved so far, in nats per token."},
-    )
-    entropy_coef: float = field(default=0.0, metadata={"help": "Bonus on the policy's entropy per token."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the critic's loss."})
-    critic_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the value head; `learning_rate` if unset. Same schedule."}
-    )
     gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
-    lam: float = field(default=0.95, metadata={"help": "lambda of GAE."})
     whiten_rewards: bool = field(
         default=False, metadata={"help": "Scale per-token rewards to unit variance."}
     )
@@ -83,11 +72,9 @@ class AdvantageConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("kl_coef", "vf_coef", "entropy_coef"):
-            check_range(self, name, low=0)
-        for name in ("gamma", "lam"):
-            check_range(self, name, low=0, high=1)
-        for name in ("kl_target", "kl_horizon", "early_stop_kl", "critic_learning_rate"):
+        check_actor_critic(self, ESTIMATORS)
+        check_range(self, "kl_coef", low=0)
+        for name in ("kl_target", "kl_horizon"):
             check_range(self, name, above=0)
         if self.kl_estimator not in ("k1", "k3"):
             raise ConfigError(f"`kl_estimator` must be 'k1' or 'k3'; got {self.kl_estimator!r}.")
@@ -96,18 +83,9 @@ class AdvantageConfig(OnlineConfig):
                 f"`kl_target` is {self.kl_target}, but `kl_coef` is 0, which no factor changes. Set "
                 "`kl_coef` to where the controller starts."
             )
-        if self.early_stop_kl is not None and self.num_ppo_epochs * self.num_mini_batches == 1:
-            raise ConfigError(
-                f"`early_stop_kl` is {self.early_stop_kl}, but a rollout gets one optimizer step "
-                "(`num_ppo_epochs` x `num_mini_batches`), after which it ends anyway. Leave it out."
-            )
         self._check_estimator()
 
     def _check_estimator(self) -> None:
-        if self.advantage_estimator not in ESTIMATORS:
-            raise ConfigError(
-                f"`advantage_estimator` must be {', '.join(ESTIMATORS)}; got {self.advantage_estimator!r}."
-            )
         if self.advantage_estimator != GROUP:
             return
         if self.num_generations < 2:
@@ -122,7 +100,7 @@ class AdvantageConfig(OnlineConfig):
             )
 
 
-class AdvantageTrainer(OnlineTrainer, abc.ABC):
+class AdvantageTrainer(ActorCriticTrainer, OnlineTrainer, abc.ABC):
     """Policy gradients with advantages of any kind; arguments as in `OnlineTrainer`."""
 
     args: AdvantageConfig
@@ -130,7 +108,6 @@ class AdvantageTrainer(OnlineTrainer, abc.ABC):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._adapted_kl_coef = self.args.kl_coef
-        self._moved = torch.zeros((), device=self.args.device)
         self._check_horizon()
 
     def _check_horizon(self) -> None:
@@ -174,24 +151,12 @@ class AdvantageTrainer(OnlineTrainer, abc.ABC):
         rewards = self._rewards(experience)
         if not self.needs_critic(self.args):
             return experience.with_tensors(advantages=self._group_advantages(rewards, experience))
-        args, mask, values = self.args, experience.train_mask, given(experience.values, "values")
+        mask, values = experience.train_mask, given(experience.values, "values")
         # A cut completion is judged as it stands, so nothing follows its last token either.
         ends = last_valid(mask)
-        advantages = gae(
-            rewards,
-            values,
-            shift_values(values, mask),
-            terminated=ends,
-            last=ends,
-            discount=args.gamma,
-            lam={"gae": args.lam, "td": 0.0, "monte_carlo": 1.0}[args.advantage_estimator],
-            mask=mask,
+        advantages, returns = self.advantages_and_returns(
+            rewards, values, shift_values(values, mask), mask, terminated=ends, last=ends
         )
-        returns = advantages + values
-        variance = explained_variance(values, returns, mask, reduce=self._sum_over_processes)
-        self.metric_log.add("explained_variance", float(variance))
-        if args.whiten_advantages:
-            advantages = masked_whiten(advantages, mask, reduce=self._sum_over_processes)
         return experience.with_tensors(advantages=advantages, returns=returns)
 
     def _rewards(self, experience: Experience) -> Tensor:
@@ -244,48 +209,6 @@ class AdvantageTrainer(OnlineTrainer, abc.ABC):
             num_samples=int(count),
         )
 
-    # Updates
-
-    def compute_policy_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
-        """The algorithm's loss, less the entropy bonus."""
-        mask, tokens = batch.train_mask, int(batch.train_mask.sum())
-        loss = self.actor_critic_loss(scores, batch, num_tokens)
-        moved = approximate_kl(scores.logps, given(batch.old_logps, "old_logps"), mask, num_tokens=1)
-        self._moved = self._moved + moved
-        self.metric_log.add("approx_kl", float(moved) / max(tokens, 1), tokens)
-        if self.args.entropy_coef:
-            entropies = given(scores.entropies, "entropies")
-            loss = loss - self.args.entropy_coef * mean_entropy(entropies, mask, num_tokens=num_tokens)
-        return loss
-
-    @abc.abstractmethod
-    def actor_critic_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
-        """The loss of policy and critic on one micro-batch: a sum over its tokens by `num_tokens`."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As in `OnlineTrainer`; ends the passes over a rollout that the policy has moved away from."""
-        loss = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients:
-            self._stop_early()
-        return loss
-
-    def _stop_early(self) -> None:
-        if self.args.early_stop_kl is not None and self.clock.step:
-            moved = self._sum_over_processes(self._moved) / self._num_tokens.clamp(min=1)
-            if moved > self.args.early_stop_kl:
-                self.clock.end_rollout()
-                self.metric_log.count("early_stops", float(self.is_world_process_zero()))
-        self._moved = torch.zeros_like(self._moved)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As in `transformers.Trainer`, with the critic's own learning rate."""
-        fresh = self.optimizer is None
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if fresh and self.args.critic_learning_rate is not None:
-            critic = {id(p) for n, p in self.module.named_parameters() if n.startswith("value_head.")}
-            split_off(optimizer, critic, lr=self.args.critic_learning_rate)
-        return optimizer
-
     # Checkpoints
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -301,14 +224,3 @@ class AdvantageTrainer(OnlineTrainer, abc.ABC):
         """Takes up what `progress` gave."""
         super().restore_progress(progress)
         self._adapted_kl_coef = progress["kl_coef"]
-
-
-def split_off(optimizer: torch.optim.Optimizer, chosen: set[int], **settings: Any) -> None:
-    """Gives parameters, named by `id`, groups of their own: the settings of their group, but for these."""
-    for group in list(optimizer.param_groups):
-        moved = [p for p in group["params"] if id(p) in chosen]
-        if moved:
-            group["params"] = [p for p in group["params"] if id(p) not in chosen]
-            optimizer.add_param_group(
-                {n: v for n, v in group.items() if n != "params"} | settings | {"params": moved}
-            )

@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
-from transformers.trainer_utils import TrainOutput
 
 from mmft.data.rows import PromptDataset, as_prompts
 from mmft.engine.actor_critic import VLMActorCritic
@@ -26,15 +24,15 @@ from mmft.engine.sampling import SamplingParams, sample_noise
 from mmft.engine.scoring import Scores
 from mmft.errors import ConfigError
 from mmft.models.backbone import Backbone, load_backbone, make_backbone
-from mmft.trainers.base import BaseTrainer
 from mmft.trainers.callbacks import RewardProgress
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
-from mmft.trainers.experience import Experience, check_saved_rollouts, load_progress, save_progress
+from mmft.trainers.experience import Experience
 from mmft.trainers.held_out import held_out_batches, held_out_means, held_out_samples, masked_counts
 from mmft.trainers.metric_log import MetricLog
 from mmft.trainers.reward_state import check_reward_state, load_reward_state, save_reward_state
-from mmft.trainers.schedule import RolloutClock, RolloutPlan, Ticket, ticket_loader
+from mmft.trainers.rollouts import RolloutTrainer
+from mmft.trainers.schedule import RolloutPlan, Ticket
 from mmft.types import RewardFunction
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ EVALUATION = -1
 Rows: TypeAlias = "PromptDataset | Dataset | Sequence[Mapping[str, Any]]"
 
 
-class OnlineTrainer(BaseTrainer, abc.ABC):
+class OnlineTrainer(RolloutTrainer, abc.ABC):
     """Trains a policy on completions that it samples itself.
 
     Args:
@@ -63,6 +61,7 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
     """
 
     args: OnlineConfig
+    experience: Experience | None
     train_dataset: Any  # a PromptDataset or None; transformers declares datasets of torch
     eval_dataset: Any
 
@@ -89,10 +88,6 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         weights = [*self.reward_suite.weights, *(0.0 for _ in eval_funcs)]
         self.eval_suite = RewardSuite([*reward_funcs, *eval_funcs], weights, isolation=args.isolation())
         self.eval_suite.left_behind = self.reward_suite.left_behind
-        self.experience: Experience | None = None
-        self._micro_batches: list[Experience] = []
-        self._resume_folder: Path | None = None
-        self.clock = RolloutClock()
         super().__init__(
             actor_critic,
             args=args,
@@ -194,34 +189,11 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in `transformers.Trainer`; a second call draws its own rollouts."""
-        self.experience, self._resume_folder, self.clock = None, None, RolloutClock()
-        return super().train(*args, **kwargs)
-
     def get_train_dataloader(self) -> DataLoader[Ticket]:
         """Tickets; `_prepare_inputs` turns them into micro-batches of a rollout."""
         if self.train_dataset is None:
             raise ConfigError("`train_dataset` is missing; training needs rows to sample prompts from.")
-        return ticket_loader(self.plan)
-
-    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
-        """The micro-batch of this ticket, from a new rollout wherever the last one is used up."""
-        ticket: Ticket = inputs
-        plan, number = self.plan, self.clock.rollout
-        if self.experience is None or self.experience.number != number:
-            self.experience = self._resumed(number) if self.clock.step else self.collect(number)
-        if ticket["micro_batch"] == 0:
-            epoch, mini_batch = divmod(self.clock.step, plan.num_mini_batches)
-            groups = plan.mini_batches(number, epoch, self.accelerator.process_index)[mini_batch]
-            size = plan.groups_per_micro_batch
-            self._micro_batches = [
-                self.experience.take(groups[start : start + size]) for start in range(0, len(groups), size)
-            ]
-            tokens = sum(int(batch.train_mask.sum()) for batch in self._micro_batches)
-            self._num_tokens = self._sum_over_processes(torch.tensor(float(tokens), device=self.args.device))
-        batch = self._micro_batches[ticket["micro_batch"]]
-        return {"batch": batch, "num_tokens": self._num_tokens.clamp(min=1)}
+        return super().get_train_dataloader()
 
     def collect(self, number: int) -> Experience:
         """Draws and judges the completions of one rollout on this process, with advantages."""
@@ -271,13 +243,6 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
         self.last_judged = judged
 
     # One update
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As in `transformers.Trainer`; counts the optimizer steps of the rollout."""
-        loss = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients:
-            self.clock.tick(self.plan.steps_per_rollout)
-        return loss
 
     def compute_loss(
         self,
@@ -342,59 +307,20 @@ class OnlineTrainer(BaseTrainer, abc.ABC):
 
     # Processes and checkpoints
 
-    def _resumed(self, number: int) -> Experience:
-        """The rollout that a checkpoint was saved in the middle of."""
-        path = None if self._resume_folder is None else self._resume_folder / self._rollout_file
-        if path is None or not path.is_file():
-            raise ConfigError(
-                f"`resume_from_checkpoint`: {self._rollout_file} is missing in {self._resume_folder}. The "
-                f"checkpoint was saved in the middle of rollout {number}, which cannot be drawn again; "
-                "resume from a checkpoint that has the file, or from one at the end of a rollout."
-            )
+    def read_rollout(self, path: Path) -> Experience:
+        """The rollout that a checkpoint was saved in the middle of, its prompts encoded again."""
         return self.collector.restore(str(path), self.train_dataset, self.args.temperature)
-
-    def progress(self) -> dict[str, Any]:
-        """What a resumed run must know beside weights, optimizer and random state; the same everywhere."""
-        return self._origin | {"rollout": self.clock.rollout, "step_of_rollout": self.clock.step}
-
-    def restore_progress(self, progress: Mapping[str, Any]) -> None:
-        """Takes up what `progress` gave."""
-        self.clock = RolloutClock(progress["rollout"], progress["step_of_rollout"])
 
     @property
     def _origin(self) -> dict[str, Any]:
         return {"trainer": type(self).__name__, "critic": self.needs_critic(self.args)}
-
-    @property
-    def _rollout_file(self) -> str:
-        return f"rollout_{self.accelerator.process_index}.safetensors"
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        path = folder / self._rollout_file
-        path.unlink(missing_ok=True)  # of an earlier run into the same folder
-        if self.args.save_only_model:
-            return
-        if self.clock.step and self.experience is not None:
-            self.experience.save(path, self.plan.fingerprint())
-        if self.args.should_save:
-            save_progress(folder, self.progress())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             save_reward_state(self.eval_suite, output_dir or cast(str, self.args.output_dir))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_progress(Path(resume_from_checkpoint), self._origin)  # refuses weights of another algorithm
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Runs on every resume, however the weights are sharded."""
-        if checkpoint is not None:
-            self._resume_folder = Path(checkpoint)
-            check_saved_rollouts(self._resume_folder, self.plan.fingerprint())
-            self.restore_progress(load_progress(self._resume_folder, self._origin))
-            load_reward_state(self.eval_suite, checkpoint)
-        super()._load_optimizer_and_scheduler(checkpoint)
+    def load_state(self, folder: Path) -> None:
+        """As in `RolloutTrainer`, and what rewards have learned."""
+        super().load_state(folder)
+        load_reward_state(self.eval_suite, str(folder))

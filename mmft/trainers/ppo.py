@@ -1,27 +1,29 @@
-"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347), token by token.
+"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347), on tokens and in environments.
 
-As in Ziegler et al. 2019 (arXiv:1909.08593): the KL to the pretrained policy is part of the reward, and
-advantages are whitened over the rollout. With `advantage_estimator="group"` the clipped surrogate stays and
-the critic goes: Shao et al. 2024 (arXiv:2402.03300) with the KL in the reward.
+On tokens as in Ziegler et al. 2019 (arXiv:1909.08593): the KL to the pretrained policy is part of the reward,
+and advantages are whitened over the rollout. With `advantage_estimator="group"` the clipped surrogate stays
+and the critic goes: Shao et al. 2024 (arXiv:2402.03300) with the KL in the reward.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from mmft.engine.scoring import Scores
 from mmft.objectives.policy import clip_fraction, clipped_policy_loss
 from mmft.objectives.value import clipped_value_loss, value_clip_fraction
+from mmft.trainers.actor_critic import ActorCriticTrainer
 from mmft.trainers.advantage import AdvantageConfig, AdvantageTrainer
+from mmft.trainers.agent_rollouts import AgentRolloutConfig, AgentRolloutTrainer
 from mmft.trainers.config import check_range
-from mmft.trainers.experience import Experience, given
+from mmft.trainers.experience import given
 
 
 @dataclass
-class PPOConfig(AdvantageConfig):
-    """Settings of `PPOTrainer`; names and defaults are those of TRL's last PPO where it had them."""
+class PPOSettings:
+    """What PPO adds, whatever acts."""
 
     cliprange: float = field(default=0.2, metadata={"help": "eps of the clipped policy ratio."})
     cliprange_value: float = field(default=0.2, metadata={"help": "How far values may move per rollout."})
@@ -32,18 +34,16 @@ class PPOConfig(AdvantageConfig):
         },
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_clipping(self) -> None:
+        """Refuses negative clip ranges."""
         for name in ("cliprange", "cliprange_value"):
             check_range(self, name, low=0, finite=False)  # infinity switches clipping off
 
 
-class PPOTrainer(AdvantageTrainer):
-    """PPO on any decoder-style vision-language model; arguments as in `OnlineTrainer`."""
+class PPOUpdates(ActorCriticTrainer):
+    """The loss of PPO, whatever acts."""
 
-    args: PPOConfig
-
-    def actor_critic_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
+    def actor_critic_loss(self, scores: Any, batch: Any, num_tokens: Tensor) -> Tensor:
         """Clipped policy loss + `vf_coef` * clipped value loss."""
         args, mask = self.args, batch.train_mask
         old_logps, advantages = given(batch.old_logps, "old_logps"), given(batch.advantages, "advantages")
@@ -65,3 +65,36 @@ class PPOTrainer(AdvantageTrainer):
             loss = loss + args.vf_coef * parts["value_loss"]
         self.metric_log.add_parts(parts, num_tokens, int(mask.sum()))
         return loss
+
+
+@dataclass
+class PPOConfig(PPOSettings, AdvantageConfig):
+    """Settings of `PPOTrainer`; names and defaults are those of TRL's last PPO where it had them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_clipping()
+
+
+class PPOTrainer(PPOUpdates, AdvantageTrainer):
+    """PPO on any decoder-style vision-language model; arguments as in `OnlineTrainer`."""
+
+    args: PPOConfig
+
+
+@dataclass
+class AgentPPOConfig(PPOSettings, AgentRolloutConfig):
+    """Settings of `AgentPPOTrainer`."""
+
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
+    num_mini_batches: int = field(default=4, metadata={"help": "Optimizer steps per pass."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_clipping()
+
+
+class AgentPPOTrainer(PPOUpdates, AgentRolloutTrainer):
+    """PPO in environments; arguments as in `AgentTrainer`."""
+
+    args: AgentPPOConfig
