@@ -62,8 +62,8 @@ class AgentConfig(RegularizationConfig):
     modalities: list[str] | None = field(
         default=None,
         metadata={
-            "help": "What is fused: some of text, image and fused (the last hidden state); unset: fused alone "
-            "for vlm, else text and image."
+            "help": "What is fused: some of text, image and fused (the last hidden state); unset: fused "
+            "alone for vlm, else text and image."
         },
     )
     fusion_size: int | None = field(
