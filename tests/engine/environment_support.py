@@ -10,7 +10,28 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from mmft.engine.environment_pool import EnvironmentPool, Step
+
 Hook = Callable[["Counting"], Any]
+
+BOOM = ValueError("boom")
+
+
+def pool_of(make: Any, num_envs: int = 2, **settings: Any) -> EnvironmentPool:
+    return EnvironmentPool(make, num_envs, **{"name": "counting", "seed": 7} | settings)
+
+
+def plain(value: Any) -> Any:
+    """Steps and observations as values that can be compared."""
+    if isinstance(value, Step):
+        return [plain(getattr(value, name)) for name in Step.__slots__]
+    if isinstance(value, dict):
+        return {name: plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.size < 10 else value.tobytes()
+    return value
 
 
 class Counting(gymnasium.Env[Any, Any]):
