@@ -1,6 +1,7 @@
 """Settings of a run: flat dataclasses, and everything one command was told. `cli.arguments` reads them.
 
-What trains and scores a policy serves `ppo`, `a2c`, `rwl`, `evaluate`, `generate` and `check` alike.
+What trains and scores a policy serves `ppo`, `a2c`, `rwl`, `evaluate`, `generate` and `check` alike; what
+trains and plays an agent serves `dqn`, and `ppo`, `a2c`, `evaluate` and `check` of recipes with `env`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
@@ -35,6 +36,9 @@ RewardSpecs = list[Any]
 @dataclass
 class DataConfig(AdapterSettings):
     """Which rows are used, what is asked about each picture, and what trains."""
+
+    TRAINS: ClassVar[tuple[str, ...]] = ("language",)
+    """Pretrained weights that train where neither `trainable` nor `use_peft` says so."""
 
     dataset_name: str | None = field(
         default=None,
@@ -81,10 +85,14 @@ class DataConfig(AdapterSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.rename_columns = _mapping(self.rename_columns, "rename_columns")
+        self.rename_columns = _mapping(self.rename_columns, "rename_columns", "old names to new ones")
         if isinstance(self.dataset_data_files, str) and self.dataset_data_files[:1] in "[{":
             self.dataset_data_files = _from_text(self.dataset_data_files, "dataset_data_files")
         self.trainable = _listed(self.trainable)
+
+
+def _names_that(do: str) -> str:
+    return ", ".join(name for name, each in ALGORITHMS.items() if getattr(each, do))
 
 
 @dataclass
@@ -95,7 +103,7 @@ class ScriptConfig(EvaluationSettings, DataConfig):
     algorithm: str = field(
         default=DEFAULT_ALGORITHM,
         metadata={
-            "help": f"Whose recipe this is, for evaluate, generate and check: {', '.join(ALGORITHMS)}."
+            "help": f"Whose recipe this is, for evaluate, generate and check: {_names_that('writes')}."
         },
     )
     reward_funcs: list[str] = field(
@@ -127,6 +135,62 @@ class ScriptConfig(EvaluationSettings, DataConfig):
         self.resampling(seed=0)  # refuses impossible numbers
         if self.num_samples < 0:
             raise ConfigError(f"`num_samples` must be >= 0; got {self.num_samples}.")
+
+
+@dataclass
+class AgentScriptConfig(AdapterSettings):
+    """Settings of an agent's commands beside the model's and the trainer's."""
+
+    TRAINS: ClassVar[tuple[str, ...]] = ()
+    """As in `DataConfig`: the pretrained model is frozen unless something else is said."""
+
+    algorithm: str = field(
+        default=DEFAULT_ALGORITHM,
+        metadata={"help": f"Whose recipe this is, for evaluate and check: {_names_that('acts')}."},
+    )
+    env: str | None = field(
+        default=None,
+        metadata={
+            "help": "An id of gymnasium's registry such as mmft/FindObject-v0, a MiniGrid-... or BabyAI-... "
+            "id, or your own environment as my_module:my_make."
+        },
+    )
+    env_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Its arguments, as {size: 3}."}
+    )
+    eval_env_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments that differ where the agent is evaluated, as {part: held_out}."},
+    )
+    trainable: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained weights that train: vision, projector, language, or patterns over names such "
+            "as '*layers.3.*'. Unset: none."
+        },
+    )
+    adapter_path: str | None = field(
+        default=None, metadata={"help": "Folder of a PEFT adapter that becomes part of the model first."}
+    )
+    agent_path: str | None = field(
+        default=None, metadata={"help": "`evaluate`: folder of the agent; `output_dir` if unset."}
+    )
+    num_samples: int = field(default=3, metadata={"help": "Episodes drawn at the end."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.env_kwargs = _mapping(self.env_kwargs, "env_kwargs", "the environment's arguments")
+        self.eval_env_kwargs = _mapping(
+            self.eval_env_kwargs, "eval_env_kwargs", "the environment's arguments"
+        )
+        self.trainable = _listed(self.trainable)
+        if self.num_samples < 0:
+            raise ConfigError(f"`num_samples` must be >= 0; got {self.num_samples}.")
+
+    def arguments(self, *, evaluation: bool = False) -> dict[str, Any]:
+        """Of the environment, in training or where the agent is evaluated."""
+        given = [self.env_kwargs, self.eval_env_kwargs if evaluation else None]
+        return {name: value for each in given if isinstance(each, dict) for name, value in each.items()}
 
 
 @dataclass
@@ -206,10 +270,16 @@ class RunConfig:
     """Everything one command was told."""
 
     script: Any
-    """`ScriptConfig`; `SFTScriptConfig` for `sft`, `RewardModelScriptConfig` for `reward-model`."""
+    """`ScriptConfig`, or `AgentScriptConfig` where there is an `env`; `SFTScriptConfig` for `sft`,
+    `RewardModelScriptConfig` for `reward-model`."""
     model: ModelConfig
     training: Any
     """The algorithm's config; TRL's `SFTConfig` for `sft`, `RewardModelConfig` for `reward-model`."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether this is about an agent in an environment."""
+        return isinstance(self.script, AgentScriptConfig)
 
     def resolved(self) -> dict[str, Any]:
         """Every setting by which this run can be repeated.
@@ -225,7 +295,9 @@ class RunConfig:
             for name, value in _plain(self.training).items()
             if name in own or name in ALWAYS_RECORDED or value != defaults[name]
         }
-        training.pop("resume_from_checkpoint", None)  # a run that is repeated begins at the beginning
+        # A run that is repeated begins at the beginning; the length of an agent's run is `total_timesteps`.
+        for name in ("resume_from_checkpoint", *(("max_steps", "num_train_epochs") if self.acts else ())):
+            training.pop(name, None)
         return _plain(self.script) | _plain(self.model) | training
 
     def save(self, path: Path) -> None:
@@ -270,10 +342,10 @@ def _from_text(text: str, name: str) -> Any:
         raise ConfigError(f"`{name}` is no YAML or JSON: {text!r}.") from error
 
 
-def _mapping(value: Any, name: str) -> dict[str, str] | None:
+def _mapping(value: Any, name: str, content: str) -> dict[str, Any] | None:
     value = _from_text(value, name) if isinstance(value, str) else value
     if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"`{name}` must be a mapping of old names to new ones; got {value!r}.")
+        raise ConfigError(f"`{name}` must be a mapping of {content}; got {value!r}.")
     return value
 
 

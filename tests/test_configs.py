@@ -12,6 +12,7 @@ import yaml
 
 from mmft import trl_bridge
 from mmft.cli import COMMANDS
+from mmft.cli.agent_setup import look_at_both
 from mmft.cli.arguments import parse_run
 from mmft.config import RunConfig
 from mmft.tiny import CAPTIONER_NAME
@@ -27,6 +28,11 @@ ALGORITHM = {
     "tiny/ppo": "ppo", "tiny/group": "ppo", "tiny/a2c": "a2c", "tiny/rwl": "rwl", "tiny/rwl_offline": "rwl",
     "tiny/l2sp": "ppo",
 }  # fmt: skip
+AGENTS = {
+    "grid_dqn": "dqn", "grid_ppo": "ppo", "grid_a2c": "a2c", "scene_questions_dqn": "dqn", "nlvr_dqn": "dqn",
+    "minigrid_dqn": "dqn",
+}  # fmt: skip
+"""Recipes for agents in environments."""
 LAUNCHES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 
 
@@ -59,6 +65,33 @@ def test_a_recipe_is_read_with_the_fields_of_its_algorithm(name: str, algorithm:
     run = settings(name)
     assert run.script.algorithm == algorithm
     assert type(run.training) is ALGORITHMS[algorithm].load_config()
+
+
+@pytest.mark.parametrize(("name", "algorithm"), AGENTS.items())
+def test_a_recipe_of_an_agent_is_read_with_the_fields_of_its_algorithm(name: str, algorithm: str):
+    run = settings(name)
+    assert run.acts
+    assert run.script.algorithm == algorithm
+    assert type(run.training) is ALGORITHMS[algorithm].load_agent_config()
+    assert run.model.model_name_or_path == CAPTIONER_NAME
+    assert not run.model.use_peft
+    assert run.training.eval_episodes >= 100
+
+
+def test_the_recipes_with_an_environment_are_those_of_agents():
+    with_env = {
+        name for name, path in zip(NAMES, RECIPES, strict=True) if "env" in yaml.safe_load(path.read_text())
+    }
+    assert with_env == set(AGENTS)
+
+
+@pytest.mark.parametrize("name", ["grid_dqn", "grid_ppo", "grid_a2c", "scene_questions_dqn", "minigrid_dqn"])
+def test_a_recipe_of_an_agent_finds_its_environment_and_all_of_it_is_read(name: str):
+    run = settings(name)
+    looked = look_at_both(run)
+    assert looked.reader.image_keys
+    assert looked.reader.text_keys
+    assert looked.reader.num_numbers == (4 if name == "minigrid_dqn" else 0)
 
 
 def test_every_recipe_of_an_algorithm_has_a_tiny_version_and_all_are_known():
@@ -102,7 +135,7 @@ def test_a_recipe_keeps_its_runs_in_the_runs_folder(path: Path):
 def test_a_recipe_anneals_its_learning_rate_to_a_floor(path: Path):
     written = yaml.safe_load(path.read_text())
     assert written["lr_scheduler_type"] == "cosine_with_min_lr"
-    assert written["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}
+    assert written["lr_scheduler_kwargs"] == {"min_lr_rate": 0.05 if "env" in written else 0.1}
 
 
 def test_the_schedule_of_a_recipe_follows_the_equation_and_the_critics_keeps_its_ratio(tmp_path: Path):

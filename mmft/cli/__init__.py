@@ -12,17 +12,20 @@ from collections.abc import Sequence
 from mmft.trainers.registry import ALGORITHMS
 
 COMMANDS = {
-    "ppo": "train on rewards with PPO: a learned critic, or advantages within the group",
-    "a2c": "train on rewards with advantage actor-critic",
+    "ppo": "train with PPO: on rewards for completions, or as an agent in an environment (`env`)",
+    "a2c": "train with advantage actor-critic: on rewards for completions, or as an agent (`env`)",
+    "dqn": "train an agent in an environment (`env`) with deep Q-learning",
     "rwl": "train on rewards with reward-weighted likelihood: own samples, or a dataset of rated completions",
     "sft": "warm start: learn to write the captions of a dataset (TRL's SFTTrainer)",
     "reward-model": "learn a reward from preferences or ratings, for the commands above",
-    "evaluate": "score a model, with or without an adapter, on held-out rows with any rewards",
+    "evaluate": "score a model on held-out rows with any rewards, or an agent in its environment",
     "generate": "write completions for the rows of a split",
-    "check": "try a config on one prompt, show what would train, and report every problem found",
+    "check": "try a config on one prompt or a few steps, show what would train, and report every problem",
 }
 MODULES = {name: name.replace("-", "_") for name in COMMANDS} | dict.fromkeys(ALGORITHMS, "online")
 """The module in `mmft.cli` that runs a command."""
+AGENT_MODULES = {"evaluate": "agent_evaluate", "check": "agent_check"}
+"""The same where the recipe is for an agent in an environment; what trains one is in `agent`."""
 
 USAGE = """\
 Reinforcement-learning fine-tuning of pretrained vision-language models.
@@ -36,9 +39,11 @@ examples:
   mmft ppo --config configs/quickstart.yaml
   mmft ppo --config configs/quickstart.yaml --learning_rate 3e-4 --output_dir runs/slower
   mmft check --config configs/caption_ppo.yaml
+  mmft dqn --config configs/grid_dqn.yaml
   accelerate launch --config_file configs/accelerate/ddp.yaml -m mmft ppo --config configs/caption_ppo.yaml
 
-A recipe of another algorithm than PPO says so (`algorithm: a2c`) to evaluate, generate and check.
+A recipe of another algorithm than PPO says so (`algorithm: a2c`) to evaluate, generate and check; one with
+`env: ID` is for an agent that acts in an environment.
 `mmft COMMAND --help` lists the fields of a command, `mmft --version` says which mmft this is.
 """
 
@@ -73,15 +78,18 @@ def usage() -> str:
 
 
 def _help(command: str, arguments: Sequence[str]) -> int:
-    from mmft.cli.arguments import choose_algorithm
+    from mmft.cli.arguments import choose_algorithm, has_environment
     from mmft.cli.help import command_help
     from mmft.errors import ConfigError
 
     try:
         algorithm = choose_algorithm(command, arguments, {})
+        acts = True  # whatever the environment is, the fields are the same
+        if ALGORITHMS[algorithm].writes or command == "generate":
+            acts = has_environment(command, algorithm, arguments, {})
     except ConfigError as error:
         return _mistake(command, error)
-    print(command_help(command, algorithm, every_field="--help-all" in arguments))
+    print(command_help(command, algorithm, acts=acts, every_field="--help-all" in arguments))
     return 0
 
 
@@ -100,7 +108,14 @@ def _refuse(command: str) -> int:
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
-    from mmft.errors import ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError
+    from mmft.errors import (
+        ConfigError,
+        DataError,
+        EnvError,
+        NonFiniteError,
+        RewardError,
+        UnsupportedModelError,
+    )
 
     try:
         # Inside the guard: it imports torch for seconds, and a user may well press ctrl-C by then.
@@ -109,8 +124,9 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 
         quiet_libraries()
         run = parse_run(command, arguments)
-        return int(importlib.import_module(f"mmft.cli.{MODULES[command]}").run(run))
-    except (ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError) as error:
+        module = AGENT_MODULES.get(command, "agent") if run.acts else MODULES[command]
+        return int(importlib.import_module(f"mmft.cli.{module}").run(run))
+    except (ConfigError, DataError, EnvError, NonFiniteError, RewardError, UnsupportedModelError) as error:
         return _mistake(command, error)
     except KeyboardInterrupt:
         print(

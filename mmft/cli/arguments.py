@@ -1,8 +1,8 @@
 """From the words of a command line to settings: one flat YAML file and `--field value` overrides.
 
-TRL's parser does the work. Which trainer's fields a recipe may hold is decided before: by the command, and
-for `evaluate`, `generate` and `check` by the recipe's `algorithm`. Unknown fields are errors that name the
-nearest one, or the command that knows them.
+TRL's parser does the work. Which trainer's fields a recipe may hold is decided before: by the command, for
+`evaluate`, `generate` and `check` by the recipe's `algorithm`, and by whether it has an `env`. Unknown fields
+are errors that name the nearest one, or the command that knows them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from mmft.config import RewardModelScriptConfig, RunConfig, ScriptConfig, SFTScriptConfig
+from mmft.config import AgentScriptConfig, RewardModelScriptConfig, RunConfig, ScriptConfig, SFTScriptConfig
+from mmft.environments.registration import ENVIRONMENTS
 from mmft.errors import ConfigError
 from mmft.models.adapter_settings import check_adapters
 from mmft.trainers.registry import ALGORITHMS, DEFAULT_ALGORITHM
@@ -24,6 +26,8 @@ from mmft.trl_bridge import ModelConfig, TrlParser
 
 OTHER_TRAINING = ("sft", "reward-model")
 """Commands that train something else than a policy on rewards."""
+AGENTS = tuple(name for name, each in ALGORITHMS.items() if each.acts)
+"""Commands that may train an agent in an environment."""
 
 
 class ConfigParser(TrlParser):
@@ -37,8 +41,14 @@ class ConfigParser(TrlParser):
         raise ConfigError(f"{message}. See `--help` for the fields.")
 
 
-def script_types(command: str, algorithm: str = DEFAULT_ALGORITHM) -> tuple[Any, ...]:
-    """The dataclasses that hold the settings of a command; `algorithm` decides where the command does not."""
+def script_types(command: str, algorithm: str = DEFAULT_ALGORITHM, *, acts: bool = False) -> tuple[Any, ...]:
+    """The dataclasses that hold the settings of a command; `algorithm` decides where the command does not.
+
+    Args:
+        command: whose.
+        algorithm: for commands that serve several.
+        acts: the settings are of an agent in an environment.
+    """
     if command == "sft":
         from mmft.trl_bridge import SFTConfig
 
@@ -47,7 +57,10 @@ def script_types(command: str, algorithm: str = DEFAULT_ALGORITHM) -> tuple[Any,
         from mmft.trainers.reward_model import RewardModelConfig
 
         return RewardModelScriptConfig, ModelConfig, RewardModelConfig
-    return ScriptConfig, ModelConfig, ALGORITHMS.get(command, ALGORITHMS[algorithm]).load_config()
+    chosen = ALGORITHMS.get(command, ALGORITHMS[algorithm])
+    if acts:
+        return AgentScriptConfig, ModelConfig, chosen.load_agent_config()
+    return ScriptConfig, ModelConfig, chosen.load_config()
 
 
 def parse_run(command: str, argv: Sequence[str]) -> RunConfig:
@@ -59,8 +72,9 @@ def parse_run(command: str, argv: Sequence[str]) -> RunConfig:
     path, rest = split_config(argv)
     settings = {} if path is None else read_settings(path)
     algorithm = choose_algorithm(command, rest, settings)
-    types = script_types(command, algorithm)
-    _check_fields(command, algorithm, _field_names(types), rest, settings, path)
+    acts = has_environment(command, algorithm, rest, settings)
+    types = script_types(command, algorithm, acts=acts)
+    _check_fields(Purpose(command, algorithm, acts), _field_names(types), rest, settings, path)
     parser = ConfigParser(types)
     if command not in OTHER_TRAINING:
         settings = settings | {"algorithm": algorithm}
@@ -98,6 +112,37 @@ def choose_algorithm(command: str, words: Sequence[str], settings: Mapping[str, 
     return str(said)
 
 
+def has_environment(command: str, algorithm: str, words: Sequence[str], settings: Mapping[str, Any]) -> bool:
+    """Whether the settings are of an agent in an environment: they have an `env`.
+
+    Raises:
+        ConfigError: the command or the algorithm wants one and there is none, or the other way round.
+    """
+    env = _value_of("--env", words) or settings.get("env")
+    chosen, writes_only = ALGORITHMS[algorithm], command in OTHER_TRAINING
+    if env is None and (chosen.writes or writes_only):
+        return False
+    if command == "generate":
+        raise ConfigError(
+            "`mmft generate` shows what a model writes, and this recipe is for an agent in an environment. "
+            "Use `mmft evaluate`."
+        )
+    if env is None:
+        raise ConfigError(
+            f"`env` is missing: `mmft {algorithm}` acts in an environment. Name one of mmft's own "
+            f"({', '.join(ENVIRONMENTS)}), an id of gymnasium's registry, or your own as `my_module:my_make`."
+        )
+    if writes_only or not chosen.acts:
+        agents = f"{', '.join(f'`mmft {name}`' for name in AGENTS[:-1])} or `mmft {AGENTS[-1]}`"
+        raise ConfigError(
+            f"`env` is {env!r}, but `mmft {command if writes_only else algorithm}` acts in no environment. "
+            f"Leave it out, or run {agents}."
+        )
+    if not isinstance(env, str):
+        raise ConfigError(f"`env` must be the name of an environment; got {env!r}.")
+    return True
+
+
 def split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Takes `--config FILE` or `--config=FILE` out of the arguments."""
     rest = [
@@ -130,13 +175,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What settings are for."""
+
+    command: str
+    algorithm: str
+    acts: bool
+    """They are of an agent in an environment."""
+
+
 def _check_fields(
-    command: str,
-    algorithm: str,
-    known: set[str],
-    words: Sequence[str],
-    settings: Mapping[str, Any],
-    path: Path | None,
+    purpose: Purpose, known: set[str], words: Sequence[str], settings: Mapping[str, Any], path: Path | None
 ) -> None:
     """Refuses the first field, on the command line or in the recipe, that is none."""
     negated = {f"no_{name}" for name in known}
@@ -145,25 +195,38 @@ def _check_fields(
     wrong += [(name, f"{path}: `{name}`") for name in settings if name not in known]
     if wrong:
         name, where = wrong[0]
-        raise ConfigError(f"{where} {_what_is_wrong(command, algorithm, name, known)}")
+        raise ConfigError(f"{where} {_what_is_wrong(purpose, name, known)}")
 
 
-def _what_is_wrong(command: str, algorithm: str, name: str, known: set[str]) -> str:
-    owners = [] if command in OTHER_TRAINING else _owners(name)
-    if owners:
-        there = " and ".join(f"`mmft {each}`" for each in owners)
-        remedy = f"Leave it out, or run `mmft {owners[0]}`."
-        if command not in ALGORITHMS:
-            remedy = f"If it is for `mmft {owners[0]}`, write `algorithm: {owners[0]}`."
-        return f"is a field of {there}, and this recipe is for `mmft {algorithm}`. {remedy}"
+def _what_is_wrong(purpose: Purpose, name: str, known: set[str]) -> str:
+    if purpose.command not in OTHER_TRAINING:
+        owners = _owners(name, acts=purpose.acts)
+        if owners:
+            there = " and ".join(f"`mmft {each}`" for each in owners)
+            remedy = f"Leave it out, or run `mmft {owners[0]}`."
+            if purpose.command not in ALGORITHMS:
+                remedy = f"If it is for `mmft {owners[0]}`, write `algorithm: {owners[0]}`."
+            return f"is a field of {there}, and this recipe is for `mmft {purpose.algorithm}`. {remedy}"
+        if _owners(name, acts=not purpose.acts):
+            return _of_the_other_kind(purpose)
     near = difflib.get_close_matches(name, sorted(known), n=1)
     hint = f"Did you mean `{near[0]}`?" if near else "`--help` lists the fields."
     return f"is no field of this command. {hint}"
 
 
-def _owners(name: str) -> list[str]:
-    """The algorithms whose settings have that field."""
-    return [each.name for each in ALGORITHMS.values() if name in _field_names((each.load_config(),))]
+def _of_the_other_kind(purpose: Purpose) -> str:
+    if purpose.acts:
+        return "is a field of recipes without `env`, and this one is for an agent in an environment."
+    return (
+        "is a field of recipes with `env`, whose agents act in an environment. Leave it out, or name the "
+        "environment, such as `env: mmft/FindObject-v0`."
+    )
+
+
+def _owners(name: str, *, acts: bool) -> list[str]:
+    """The algorithms whose settings have that field, with an environment or without."""
+    able = [each.name for each in ALGORITHMS.values() if (each.acts if acts else each.writes)]
+    return [each for each in able if name in _field_names(script_types(each, each, acts=acts))]
 
 
 def _field_names(types: Iterable[Any]) -> set[str]:

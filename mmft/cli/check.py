@@ -24,7 +24,14 @@ from mmft.engine.actor_critic import Prompts
 from mmft.engine.packing import Completions
 from mmft.engine.reward_calls import is_async, is_two_phase, reward_batch
 from mmft.engine.sampling import sample_noise
-from mmft.errors import ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError
+from mmft.errors import (
+    ConfigError,
+    DataError,
+    EnvError,
+    NonFiniteError,
+    RewardError,
+    UnsupportedModelError,
+)
 from mmft.models.backbone import Backbone
 from mmft.models.freezing import trained_pretrained_weights
 from mmft.resolve import reward_checker
@@ -35,7 +42,7 @@ from mmft.trainers.registry import ALGORITHMS
 from mmft.types import RewardFunction
 
 MAX_BAD_ROWS = 20
-MISTAKES = (ConfigError, DataError, NonFiniteError, RewardError, UnsupportedModelError)
+MISTAKES = (ConfigError, DataError, EnvError, NonFiniteError, RewardError, UnsupportedModelError)
 T = TypeVar("T")
 
 
@@ -112,7 +119,7 @@ def check_arithmetic(args: Any, num_rows: int, findings: Findings) -> None:
         )
 
 
-def show_parts(backbone: Backbone, findings: Findings) -> None:
+def show_memory(backbone: Backbone) -> None:
     """Which parts train, and the memory that is certain: weights, gradients and AdamW's two moments."""
     counts = parameter_counts(backbone)
     rows = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
@@ -120,8 +127,13 @@ def show_parts(backbone: Backbone, findings: Findings) -> None:
     weights = sum(each.numel() * each.element_size() for each in backbone.model.parameters())
     trained = [each for each in backbone.model.parameters() if each.requires_grad]
     gradients = sum(each.numel() * each.element_size() for each in trained)
-    say(f"\nmemory: weights {_mib(weights)}, gradients {_mib(gradients)}, optimizer {_mib(2 * gradients)}")
-    if not trained:
+    say(f"\nmemory: weights {mib(weights)}, gradients {mib(gradients)}, optimizer {mib(2 * gradients)}")
+
+
+def show_parts(backbone: Backbone, findings: Findings) -> None:
+    """As `show_memory`, and what keeps such a model from being trained on completions."""
+    show_memory(backbone)
+    if not any(each.requires_grad for each in backbone.model.parameters()):
         findings.problems.append("nothing trains; set `use_peft: true` or name parts in `trainable`.")
     if not backbone.end_ids:
         findings.problems.append(
@@ -180,7 +192,7 @@ def try_one_group(
     # A reference policy of the same weights serves as the copy.
     if trainer.regularizer is not None and trainer.regularizer.num_copied:
         say(f"regularisation: keeps a copy of {trainer.regularizer.num_copied:,} pretrained numbers")
-    say(f"\npeak memory after one group, with gradients: {_mib(peak_memory())}{gpu_peak()}")
+    say(f"\npeak memory after one group, with gradients: {mib(peak_memory())}{gpu_peak()}")
 
 
 def try_rewards(trainer: OnlineTrainer, rewards: Rewards, rows: PromptDataset, findings: Findings) -> Judged:
@@ -292,8 +304,9 @@ def peak_memory() -> int:
 
 def gpu_peak() -> str:
     """The largest GPU memory so far, in words; nothing without a GPU."""
-    return f", on the GPU {_mib(torch.cuda.max_memory_allocated())}" if torch.cuda.is_available() else ""
+    return f", on the GPU {mib(torch.cuda.max_memory_allocated())}" if torch.cuda.is_available() else ""
 
 
-def _mib(num_bytes: float) -> str:
+def mib(num_bytes: float) -> str:
+    """A size in words."""
     return f"{num_bytes / 2**20:,.1f} MiB"

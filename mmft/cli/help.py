@@ -17,14 +17,22 @@ NAMES = {
     "AdapterSettings": "adapters",
     "EvaluationSettings": "evaluation",
     "ScriptConfig": "rewards and output",
+    "AgentScriptConfig": "environment, model parts and output",
     "SFTScriptConfig": "what to learn",
     "RewardModelScriptConfig": "what to learn, and what to show",
     "ModelConfig": "model (TRL's ModelConfig)",
     "OnlineConfig": "rollouts",
     "RegularizationConfig": "staying near the pretrained weights",
     "AdvantageConfig": "advantages and the price of KL",
+    "AgentConfig": "environments, what is read of them, and heads",
+    "ActorCriticSettings": "advantages and the critic",
+    "AgentRolloutConfig": "rollouts in environments",
+    "PPOSettings": "PPO",
     "PPOConfig": "PPO",
+    "AgentPPOConfig": "PPO",
     "A2CConfig": "A2C",
+    "AgentA2CConfig": "A2C",
+    "DQNConfig": "deep Q-learning",
     "RewardWeightedConfig": "reward-weighted likelihood",
     "RewardModelConfig": "reward model",
     "_BaseConfig": "TRL's defaults",
@@ -36,12 +44,13 @@ COMMON = (
 )  # fmt: skip
 
 
-def command_help(command: str, algorithm: str, *, every_field: bool = False) -> str:
+def command_help(command: str, algorithm: str, *, acts: bool = False, every_field: bool = False) -> str:
     """Fields in groups, each with its default and one line of help.
 
     Args:
         command: whose help this is.
         algorithm: whose fields, where the command serves several.
+        acts: list the fields of an agent in an environment.
         every_field: list transformers' fields too.
     """
     lines = [
@@ -52,10 +61,14 @@ def command_help(command: str, algorithm: str, *, every_field: bool = False) -> 
         "FILE is a flat YAML mapping of the fields below; `--field value` overrides it.",
     ]
     if command not in (*ALGORITHMS, *OTHER_TRAINING):
-        others = f"`mmft {command} --algorithm NAME --help` lists those of {', '.join(ALGORITHMS)}."
+        served = [name for name, each in ALGORITHMS.items() if each.writes or command != "generate"]
+        others = f"`mmft {command} --algorithm NAME --help` lists those of {', '.join(served)}."
         lines.append(f"They are those of a recipe with `algorithm: {algorithm}`;\n{others}")
+    if ALGORITHMS[algorithm].acts and not acts and command not in OTHER_TRAINING and command != "generate":
+        asked = command if command in ALGORITHMS else f"{command} --algorithm {algorithm}"
+        lines.append(f"`mmft {asked} --env ID --help` lists those of an agent in an environment.")
     shown: set[str] = set()
-    for kind in script_types(command, algorithm):
+    for kind in script_types(command, algorithm, acts=acts):
         for owner in reversed(kind.__mro__):
             fields = [each for each in _own_fields(owner) if each.name not in shown]
             if owner.__name__ == "TrainingArguments" and not every_field:

@@ -119,7 +119,7 @@ def load_policy(run: RunConfig, *, train: bool, keep_base: bool = False) -> Back
     peft_config = peft_config_for(run, backbone.base)
     trainable = run.script.trainable
     if trainable is None:
-        trainable = [] if peft_config is not None else ["language"]
+        trainable = [] if peft_config is not None else list(run.script.TRAINS)
     policy = make_backbone(
         model, processor, peft_config=peft_config, trainable=trainable, source=backbone.source
     )

@@ -11,10 +11,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmft.engine.actor_critic import HEADS_FILE
 from mmft.engine.backbone_module import BackboneModule, load_saved_backbone
+from mmft.engine.feature_cache import FeatureCache
 from mmft.engine.observations import Observation
 from mmft.engine.state_encoder import StateEncoder
 from mmft.errors import ConfigError
@@ -72,6 +73,8 @@ class VLMAgent(BackboneModule):
         encode_batch_size: int = 64,
     ) -> None:
         super().__init__(backbone)
+        if not self.trains_backbone:
+            self._hide_backbone()
         self._spec = spec
         self.encoder = StateEncoder(
             backbone,
@@ -85,7 +88,9 @@ class VLMAgent(BackboneModule):
             self.encoder.widths, scaling=spec.feature_scaling, pca_components=spec.pca_components
         ).to(backbone.device)
         widths = self.transforms.widths
-        size = widths["fused"] if spec.fusion == "vlm" else spec.fusion_size or backbone.hidden_size
+        size = spec.fusion_size or backbone.hidden_size
+        if spec.fusion == "vlm":
+            size = widths.get("fused", size)
         self.fusion = make_fusion(spec.fusion, widths, size, **spec.fusion_options).to(backbone.device)
         shape: dict[str, Any] = {"hidden_sizes": spec.hidden_sizes, "dropout": spec.dropout}
         self._shared: frozenset[int] = frozenset()
@@ -96,6 +101,19 @@ class VLMAgent(BackboneModule):
         else:
             self.policy_head = PolicyHead(size, spec.num_actions, **shape).to(backbone.device)
             self.value_head = StateValueHead(size, **shape).to(backbone.device)
+
+    def _hide_backbone(self) -> None:
+        """Makes a frozen backbone a plain attribute: it is part of no optimizer step and of no state, and to
+        visit its hundreds of modules would take longer than the step of a small head."""
+        backbone = self._modules.pop("backbone")
+        self.__dict__["backbone"] = cast(Backbone, backbone).eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VLMAgent:
+        """Takes a frozen backbone along when the agent moves to another device or dtype."""
+        super()._apply(fn, recurse)
+        if not self.trains_backbone:
+            self.backbone._apply(fn, recurse)
+        return self
 
     @property
     def spec(self) -> AgentSpec:
@@ -148,7 +166,8 @@ class VLMAgent(BackboneModule):
         for parameter in clone.own_parameters():
             parameter.requires_grad_(False)
         if clone.trains_backbone:
-            clone.encoder.cache_bytes = 0  # its weights change whenever it follows
+            # Its weights change whenever it follows; what they made of an observation before is out of date.
+            clone.encoder.cache_bytes, clone.encoder.cache = 0, FeatureCache(0)
         return clone.eval()
 
     def own_parameters(self) -> list[torch.nn.Parameter]:
@@ -225,21 +244,32 @@ class VLMAgent(BackboneModule):
 
 
 def load_agent(
-    path: str | os.PathLike[str], *, device: str | torch.device = "cpu", **kwargs: Any
+    path: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    device: str | torch.device = "cpu",
+    **kwargs: Any,
 ) -> VLMAgent:
     """The agent of a run, in evaluation mode; nothing in it trains.
 
     Args:
         path: the run's folder.
+        base: the pretrained model under a frozen backbone or an adapter, if it is no longer where it was.
         device: where to put it.
         **kwargs: for `load_backbone` (`attn_implementation`, ...).
 
     Raises:
-        ConfigError: the folder holds no agent.
+        ConfigError: the folder holds no agent, or the base model is not named.
     """
     folder, spec = Path(path), AgentSpec.load(path)
+    name = base or spec.base
+    if name is None and spec.backbone != "full":
+        raise ConfigError(
+            f"the agent {str(folder)!r} is an adapter on a model without a name. Name the model that was "
+            "adapted (`base=`)."
+        )
     with torch.random.fork_rng(devices=[]):  # new weights are drawn before they are overwritten
-        backbone = load_saved_backbone(folder, spec.backbone, spec.base, spec.dtype, **kwargs)
+        backbone = load_saved_backbone(folder, spec.backbone, name, spec.dtype, **kwargs)
         agent = VLMAgent(backbone, spec)
     agent.load_own_state(load_file(folder / HEADS_FILE))
     return agent.requires_grad_(False).eval().to(device)

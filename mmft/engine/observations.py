@@ -132,7 +132,7 @@ class ObservationReader:
             text=text,
             numbers=torch.from_numpy(np.concatenate(parts)) if parts else None,
             legal=self._legal(values, info),
-            image_key=digest_of(b"%dx%d:" % image.size + image.tobytes() for image in images),
+            image_key=digest_of_pictures(images),
             text_key=digest_of([text.encode()]),
         )
 
@@ -322,6 +322,10 @@ def _by_key(space: Space) -> tuple[str | None, dict[str, Space]]:
 
 def _has_channels_first(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[0] == 3 and min(shape[1:]) > 4
+
+
+def digest_of_pictures(images: Iterable[Image]) -> bytes:
+    return digest_of(b"%dx%d:" % image.size + image.tobytes() for image in images)
 
 
 def digest_of(parts: Iterable[bytes]) -> bytes:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmft.engine.environment_pool import EnvironmentPool
-from mmft.engine.observations import Observation, ObservationReader, digest_of
+from mmft.engine.observations import Observation, ObservationReader, digest_of, digest_of_pictures
 
 GREY = (127, 127, 127)
 Blanking = Callable[[Observation], Observation]
@@ -102,7 +102,7 @@ def legal_actions(observations: Sequence[Observation], num_actions: int) -> Tens
 def without_pictures(observation: Observation) -> Observation:
     """The observation with plain grey in place of each picture."""
     images = tuple(Image.new("RGB", image.size, GREY) for image in observation.images)
-    return replace(observation, images=images, image_key=digest_of(image.tobytes() for image in images))
+    return replace(observation, images=images, image_key=digest_of_pictures(images))
 
 
 def without_text(observation: Observation) -> Observation:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmft.engine.agent import States
-from mmft.engine.observations import Observation, digest_of
+from mmft.engine.observations import Observation, digest_of, digest_of_pictures
 from mmft.models.modalities import Modalities
 
 WORDS, PICTURE, NUMBERS = "words", "picture_", "numbers"
@@ -102,6 +102,6 @@ class StoredStates:
             text=text,
             numbers=seen.get(NUMBERS),
             legal=None,
-            image_key=digest_of(image.tobytes() for image in images),
+            image_key=digest_of_pictures(images),
             text_key=digest_of([text.encode()]),
         )

@@ -49,6 +49,7 @@ class FindObject(gymnasium.Env[Observation, Any]):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  (gymnasium declares it)
+    ACTION_NAMES = ("up", "right", "down", "left")
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class FindObject(gymnasium.Env[Observation, Any]):
         blank: str = "none",
         colours: Sequence[str] | None = None,
         shapes: Sequence[str] | None = None,
+        kinds: Sequence[Sequence[str]] | None = None,
         render_mode: str | None = None,
     ) -> None:
         """Check the settings.
@@ -79,17 +81,13 @@ class FindObject(gymnasium.Env[Observation, Any]):
             blank: for ablations, what the observation lacks: none, image or text.
             colours: colours of the objects; default all but black.
             shapes: shapes of the objects; default all.
+            kinds: (colour, shape) of each object that there may be; default every colour in every shape.
             render_mode: `rgb_array` or None.
 
         Raises:
             ConfigError: a setting is out of its range, or the kinds are fewer than the objects.
         """
-        others = [colour for colour in COLOURS if colour != AGENT[0]]
-        self._kinds = [
-            (colour, shape)
-            for colour in _words("colours", colours, others)
-            for shape in _words("shapes", shapes, SHAPES)
-        ]
+        self._kinds = _checked_kinds(kinds, colours, shapes)
         self.max_steps = 4 * size if max_steps is None else max_steps
         _check_settings(size, num_objects, step_cost, wrong_reward, self.max_steps, len(self._kinds))
         self.size, self.num_objects, self.step_cost = size, num_objects, step_cost
@@ -205,6 +203,26 @@ class FindObject(gymnasium.Env[Observation, Any]):
     def _drawn(self, cell: Cell, kind: Kind) -> SceneObject:
         x, y = ((number + 0.5) * CANVAS / self.size for number in cell)
         return SceneObject(*kind, "small", x, y)
+
+
+def _checked_kinds(
+    kinds: Sequence[Sequence[str]] | None, colours: Sequence[str] | None, shapes: Sequence[str] | None
+) -> list[Kind]:
+    others = [colour for colour in COLOURS if colour != AGENT[0]]
+    if kinds is None:
+        return [
+            (colour, shape)
+            for colour in _words("colours", colours, others)
+            for shape in _words("shapes", shapes, SHAPES)
+        ]
+    if colours is not None or shapes is not None:
+        raise ConfigError("`kinds` and `colours` or `shapes` exclude each other; give either.")
+    for kind in kinds:
+        if isinstance(kind, str) or len(kind) != 2:
+            raise ConfigError(f"`kinds` must be pairs such as [red, circle]; got {kind!r}.")
+        _words("kinds", [kind[0]], others)
+        _words("kinds", [kind[1]], SHAPES)
+    return list(dict.fromkeys((colour, shape) for colour, shape in kinds))
 
 
 def _words(name: str, given: Sequence[str] | None, known: Collection[str]) -> list[str]:

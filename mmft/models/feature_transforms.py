@@ -71,6 +71,8 @@ class FeatureTransforms(nn.Module):
                         rows = self.scalers[name](rows)
                     cast(FeatureTransform, transform).update(rows, mask)
                 exchange(cast(FeatureTransform, transform))
+        for projection in self.projections.values():
+            cast(PCA, projection).fit_components()
 
     def forward(self, states: Modalities) -> Modalities:
         """The transformed embeddings; other modalities are left as they are."""

@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
+from mmft.report.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    draw_smoothed,
+    finish,
+    new_figure,
+    save_figure,
+    series,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#1f5fa8", "#c8540a", "#777777"
-SMOOTHING = 0.8
 POLICY = "training"
 GIVEN = "given completions, by the data"
 """Whose reward the curve shows: what the policy said, or what it was shown."""
@@ -40,12 +48,12 @@ def draw_curves(
         source: whose reward is drawn over the steps.
     """
     panels = _panels(history)
-    figure = _figure(4.5 * (1 + len(panels)), 3.4)
+    figure = new_figure(4.5 * (1 + len(panels)), 3.4)
     first, *others = figure.subplots(1, 1 + len(panels))
     _draw_reward(first, history, held_out, source)
     for axes, (name, title) in zip(others, panels.items(), strict=True):
         _draw_series(axes, history, name, title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_overview(
@@ -64,7 +72,7 @@ def draw_overview(
         held_out: as in `draw_curves`.
         source: as in `draw_curves`.
     """
-    figure = _figure(12.0, max(1.2 * len(samples), 5.0))
+    figure = new_figure(12.0, max(1.2 * len(samples), 5.0))
     halves: Any = figure.subfigures(1, 2, width_ratios=[4.4, 5.6])
     left, right = halves
     upper, lower = left.subplots(2, 1)
@@ -80,70 +88,30 @@ def draw_overview(
                 picture.imshow(image, interpolation="nearest" if max(image.size) < 100 else "antialiased")
             _write(text, 0.98, "before", before, GREY)
             _write(text, 0.48, "after", after, BLUE)
-    _save(figure, path)
-
-
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential moving average, corrected for its start: m_t = sum_s b^(t-s) x_s / sum_s b^(t-s)."""
-    average, weight, curve = 0.0, 0.0, []
-    for value in values:
-        average = SMOOTHING * average + value
-        weight = SMOOTHING * weight + 1.0
-        curve.append(average / weight)
-    return curve
-
-
-def _figure(width: float, height: float) -> Figure:
-    # Built without pyplot: no global state, and no window system is asked for.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, facecolor="white")
-
-
-def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    points = [(line["step"], line[name]) for line in history if line.get(name) is not None]
-    return [float(step) for step, _ in points], [float(value) for _, value in points]
+    save_figure(figure, path)
 
 
 def _draw_reward(
     axes: Axes, history: Sequence[Mapping[str, Any]], held_out: tuple[float, float] | None, source: str
 ) -> None:
-    steps, values = _series(history, "reward")
-    axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
-    axes.plot(steps, smoothed(values), color=BLUE, linewidth=2, label=source)
+    steps, values = series(history, "reward")
+    draw_smoothed(axes, steps, values, source)
     if held_out is not None and steps:
         axes.plot([0, steps[-1]], held_out, "o", color=ORANGE, label="held out, before and after")
-    _finish(axes, "reward")
+    finish(axes, "reward")
     if steps:
         axes.legend(frameon=False, loc="best", fontsize=9)
 
 
 def _panels(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What is drawn beside the reward: name and title."""
-    logged = {name: title for name, title in PRICES.items() if _series(history, name)[0]}
+    logged = {name: title for name, title in PRICES.items() if series(history, name)[0]}
     return logged or {"loss": "loss"}
 
 
 def _draw_series(axes: Axes, history: Sequence[Mapping[str, Any]], name: str, title: str) -> None:
-    steps, values = _series(history, name)
-    axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
-    axes.plot(steps, smoothed(values), color=BLUE, linewidth=2)
-    _finish(axes, title)
-
-
-def _finish(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel("optimizer step", fontsize=9)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    draw_smoothed(axes, *series(history, name))
+    finish(axes, title)
 
 
 def _write(axes: Axes, height: float, label: str, completion: str, colour: str) -> None:

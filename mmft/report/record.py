@@ -159,10 +159,10 @@ def spread(count: int, total: int) -> list[int]:
     return [number * total // count for number in range(count)]
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide what a run does."""
+def versions(*others: str) -> dict[str, str]:
+    """Of Python and of the libraries that decide what a run does, `others` among them."""
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *others):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from mmft.data.normalize import FeatureTransform
-from mmft.engine.agent import States, VLMAgent
+from mmft.engine.agent import OWN_PARTS, States, VLMAgent
 from mmft.engine.environment_pool import EnvironmentPool, Episode
 from mmft.engine.observations import ObservationReader
 from mmft.engine.playing import BLANKS, Noise, Player
@@ -81,9 +81,15 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
         set_seed(args.seed)  # heads and adapters are drawn here, before the Trainer seeds itself
         self.environment, self._make = _maker(env, env_kwargs)
         self._eval_environment, self._make_eval = (
-            (self.environment, self._make) if eval_env is None else _maker(eval_env, env_kwargs)
+            (self.environment, self._make)
+            if eval_env is None
+            else _maker(eval_env, env_kwargs if isinstance(eval_env, str) else None)
         )
-        self.player = Player(*self._environments(self._make, args.num_envs, args.seed, args))
+        self._env_kwargs = json.loads(json.dumps(dict(env_kwargs or {}), default=str))
+        self.player = Player(
+            *self._environments(self._make, args.num_envs, args.seed, args, self.environment)
+        )
+        self._num_restarts_logged = 0
         agent = self._make_agent(model, args, processing_class, peft_config)
         self.noise = Noise(args.seed, args.process_index)
         self.texts = TextTable()
@@ -105,19 +111,19 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
         RewardProgress.install(self)
 
     def _environments(
-        self, make: MakeEnvironment, num_envs: int, seed: int, args: AgentConfig
+        self, make: MakeEnvironment, num_envs: int, seed: int, args: AgentConfig, name: str
     ) -> tuple[EnvironmentPool, ObservationReader]:
         pool = EnvironmentPool(
             make,
             num_envs,
-            name=self.environment,
+            name=name,
             seed=seed,
             first=args.process_index * num_envs,
             time_limit=args.env_time_limit,
             max_restarts=args.max_env_restarts,
         )
         spaces = pool.observation_space, pool.action_space
-        return pool, ObservationReader(*spaces, environment=self.environment, **args.reading())
+        return pool, ObservationReader(*spaces, environment=name, **args.reading())
 
     def _make_agent(self, model: Any, args: AgentConfig, processor: Any, peft_config: Any) -> VLMAgent:
         if isinstance(model, VLMAgent):
@@ -153,6 +159,9 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
                     f"`model` is an agent with {name}={found!r}, but {type(self).__name__} on "
                     f"{self.environment!r} needs {wanted!r}. Build it for this environment and algorithm."
                 )
+        for name, parameter in agent.named_parameters():
+            if name.startswith(OWN_PARTS):  # nothing trains in an agent as `load_agent` gives it
+                parameter.requires_grad_(True)
         return agent
 
     # Acting
@@ -178,9 +187,19 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
         return draw(probs, self.noise.uniforms("evaluation", self._num_random, len(probs))), probs
 
     def fit_transforms(self, chunks: Sequence[Modalities]) -> None:
-        """Takes the statistics of features over the warm-up of all processes."""
-        with torch.no_grad():
-            self.agent.transforms.fit(chunks, self._exchange)
+        """Takes the statistics of features over the warm-up of all processes.
+
+        Raises:
+            ConfigError: the warm-up is too short for PCA.
+        """
+        try:
+            with torch.no_grad():
+                self.agent.transforms.fit(chunks, self._exchange)
+        except ValueError as error:
+            raise ConfigError(
+                f"`pca_components` is {self.args.pca_components}, and the warm-up does not tell so many: "
+                f"{error} The warm-up is `learning_starts` or `warm_up_steps`."
+            ) from error
 
     def _exchange(self, transform: FeatureTransform) -> None:
         if self.accelerator.num_processes == 1:
@@ -200,9 +219,16 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
             log.add("episode_length", float(episode.length))
             if episode.success is not None:
                 log.add("success", float(episode.success))
-            if episode.optimal_return:
+            if episode.optimal_return is not None:
                 log.add("optimal_return", episode.optimal_return)
-        log.add("env_restarts", float(self.player.pool.num_restarts))
+        log.count("env_restarts", self.player.pool.num_restarts - self._num_restarts_logged)
+        self._num_restarts_logged = self.player.pool.num_restarts
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in `BaseTrainer`; training logs say how many steps in environments came before."""
+        if "loss" in logs:
+            logs = logs | {"environment_steps": sum(gather_object([self.player.num_played]))}
+        super().log(logs, start_time)
 
     # Evaluation
 
@@ -228,9 +254,8 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
         if blank is not None and blank not in BLANKS:
             raise ConfigError(f"`blank` must be one of {', '.join(BLANKS)}; got {blank!r}.")
         share = -(-args.eval_episodes // args.world_size)
-        pool, reader = self._environments(
-            self._make_eval, min(args.num_envs, share), args.seed + EVALUATION_SEED, args
-        )
+        num_envs, seed = min(args.num_envs, share), args.seed + EVALUATION_SEED
+        pool, reader = self._environments(self._make_eval, num_envs, seed, args, self._eval_environment)
         player = Player(pool, reader, BLANKS[blank] if blank else None)
         was_training, self._num_random = self.agent.training, 0
         self.agent.eval()
@@ -265,7 +290,15 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
 
     @property
     def _origin(self) -> dict[str, Any]:
-        return {"trainer": type(self).__name__, "environment": self.environment}
+        return {
+            "trainer": type(self).__name__,
+            "environment": self.environment,
+            "env_kwargs": self._env_kwargs,
+            "num_envs": self.args.num_envs,
+            "num_processes": self.args.world_size,
+            "seed": self.args.seed,
+            "feature_sizes": self.agent.encoder.widths,
+        }
 
     @property
     def _environments_file(self) -> str:
@@ -290,6 +323,7 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
         state = json.loads(path.read_text(encoding="utf-8"))
         self.player.pool.load_state_dict(state["pool"])
         self.player.num_played = state["num_played"]
+        self._num_restarts_logged = self.player.pool.num_restarts
         self.player.start()
 
 

@@ -117,7 +117,8 @@ class AgentConfig(RegularizationConfig):
         super().__post_init__()
         check_names([self.fusion], list(FUSIONS), "fusion")
         check_names([self.feature_scaling], list(SCALERS), "feature_scaling")
-        for name in ("total_timesteps", "num_envs", "encode_batch_size", "eval_episodes"):
+        sizes = ("num_envs", "per_device_train_batch_size", "gradient_accumulation_steps")
+        for name in ("total_timesteps", *sizes, "encode_batch_size", "eval_episodes"):
             check_range(self, name, low=1)
         for name in ("max_env_restarts", "feature_cache_mb"):
             check_range(self, name, low=0)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmft._masking import zero_outside
-from mmft.engine.agent import Decisions
+from mmft.engine.agent import Decisions, States
 from mmft.engine.observations import Observation
 from mmft.engine.playing import Played
 from mmft.engine.scoring import Scores
@@ -38,6 +38,7 @@ from mmft.trainers.experience import given
 from mmft.trainers.schedule import RolloutPlan
 
 ESTIMATORS = ("gae", "td", "monte_carlo")
+STEPS_OF_ROLLOUT = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches")
 FIELDS = ("actions", "legal", "train_mask", "old_logps", "values", "advantages", "returns")
 
 
@@ -60,7 +61,7 @@ class AgentRolloutConfig(ActorCriticSettings, AgentConfig):
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_ppo_epochs", "num_mini_batches", "warm_up_steps"):
+        for name in (*STEPS_OF_ROLLOUT, "num_envs", "num_ppo_epochs", "warm_up_steps"):
             check_range(self, name, low=1)
         if self.steps_per_rollout % self.num_envs:
             raise ConfigError(
@@ -78,10 +79,14 @@ class AgentRolloutConfig(ActorCriticSettings, AgentConfig):
         return micro_batch * self.num_mini_batches
 
     @property
+    def num_rollouts(self) -> int:
+        """Rollouts of the whole run."""
+        return steps_per_share(self.total_timesteps, self.world_size) // self.steps_per_rollout
+
+    @property
     def num_optimizer_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        rollouts = steps_per_share(self.total_timesteps, self.world_size) // self.steps_per_rollout
-        return rollouts * self.num_ppo_epochs * self.num_mini_batches
+        return self.num_rollouts * self.num_ppo_epochs * self.num_mini_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +159,9 @@ class _Recorded:
         for name, column in columns.items():
             self.columns.setdefault(name, []).append(column)
 
-    def stacked(self, name: str) -> Tensor:
-        """(E, T, ...)"""
-        return torch.stack(self.columns[name], dim=1)
+    def stacked(self, device: torch.device) -> dict[str, Tensor]:
+        """The columns, each (E, T, ...)."""
+        return {name: torch.stack(column, dim=1).to(device) for name, column in self.columns.items()}
 
 
 class AgentRolloutTrainer(AgentTrainer, ActorCriticTrainer, abc.ABC):
@@ -185,12 +190,12 @@ class AgentRolloutTrainer(AgentTrainer, ActorCriticTrainer, abc.ABC):
     @torch.no_grad()
     def act(self, observations: Sequence[Observation], legal: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) likeliest actions and the (B, A) probabilities of all."""
-        decisions = self._decide(observations, legal)
+        decisions = self._decide(self.states(observations), legal)
         probs = given(decisions.logits, "logits").softmax(1).cpu()
         return probs.argmax(1), probs
 
-    def _decide(self, observations: Sequence[Observation], legal: Tensor) -> Decisions:
-        decisions: Decisions = self.agent(self.states(observations), legal.to(self.args.device))
+    def _decide(self, states: States, legal: Tensor) -> Decisions:
+        decisions: Decisions = self.agent(states, legal.to(self.args.device))
         return decisions
 
     @torch.no_grad()
@@ -221,16 +226,15 @@ class AgentRolloutTrainer(AgentTrainer, ActorCriticTrainer, abc.ABC):
         self.player.pool.finished()  # random episodes are no result
 
     def _play_one(self, recorded: _Recorded, number: int, step: int) -> None:
-        observations, legal = list(self.player.observations), self.player.legal
-        decisions = self._decide(observations, legal)
+        states, legal = self.states(list(self.player.observations)), self.player.legal
+        decisions = self._decide(states, legal)
         logits, values = given(decisions.logits, "logits"), given(decisions.values, "values")
-        uniforms = self.noise.uniforms(f"act {step}", number, len(observations))
+        uniforms = self.noise.uniforms(f"act {step}", number, len(legal))
         actions = draw(logits.softmax(1).cpu(), uniforms)
         logps = action_log_probs(logits, actions.to(logits.device)).cpu()
-        stored = StoredStates.of(self.states(observations), self.texts)
         played = self.player.play(actions)
         recorded.add(
-            stored,
+            StoredStates.of(states, self.texts),
             actions=actions,
             legal=legal,
             logps=logps,
@@ -254,42 +258,44 @@ class AgentRolloutTrainer(AgentTrainer, ActorCriticTrainer, abc.ABC):
 
     def _learn_from(self, number: int, recorded: _Recorded) -> Steps:
         """The steps with their targets."""
-        device = self.args.device
-        values, failed, last = (recorded.stacked(name) for name in ("values", "failed", "last"))
+        seen = recorded.stacked(self.args.device)
+        values, failed, last = seen["values"], seen["failed"], seen["last"]
         # What follows a step is the next state, the final one of a truncated episode, or after the window's
         # last step the state that waits there.
-        waiting = given(self._decide(self.player.observations, self.player.legal).values, "values")
-        following = torch.cat([values[:, 1:], waiting.cpu()[:, None]], dim=1)
-        next_values = torch.where(last & ~failed, recorded.stacked("final_values"), following)
+        decided = self._decide(self.states(self.player.observations), self.player.legal)
+        following = torch.cat([values[:, 1:], given(decided.values, "values")[:, None]], dim=1)
+        next_values = torch.where(last & ~failed, seen["final_values"], following)
         # An episode that broke off ends with the step before, whose next state is still known.
         last = last | torch.cat([failed[:, 1:], torch.ones_like(failed[:, :1])], dim=1)
         mask = ~failed
         advantages, returns = self.advantages_and_returns(
-            recorded.stacked("rewards"),
-            values,
-            next_values,
-            mask,
-            terminated=recorded.stacked("terminated"),
-            last=last,
+            seen["rewards"], values, next_values, mask, terminated=seen["terminated"], last=last
         )
         columns = {
             "train_mask": mask,
-            "old_logps": recorded.stacked("logps"),
+            "old_logps": seen["logps"],
             "values": values,
             "advantages": zero_outside(advantages, mask),
             "returns": zero_outside(returns, mask),
         }
-        flat = {name: column.reshape(-1, 1).to(device) for name, column in columns.items()}
         return Steps(
             number=number,
             rows=list(range(values.numel())),
             states=StoredStates.cat(recorded.states).take(_by_environment(*values.shape)),
-            actions=recorded.stacked("actions").flatten().to(device),
-            legal=recorded.stacked("legal").flatten(0, 1).to(device),
-            **flat,
+            actions=seen["actions"].flatten(),
+            legal=seen["legal"].flatten(0, 1),
+            **{name: column.reshape(-1, 1) for name, column in columns.items()},
         )
 
     # One update
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in `ActorCriticTrainer`; where passes were cut short, the run ends with its last rollout all the
+        same."""
+        loss = super().training_step(*args, **kwargs)
+        if self.clock.rollout >= self.args.num_rollouts:
+            self.control.should_training_stop = True
+        return loss
 
     def compute_loss(
         self,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,126 +17,31 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.trainer_utils import TrainOutput
 
 from mmft.data.replay import ReplayBuffer
 from mmft.data.replay_batch import Batch
 from mmft.engine.actor_critic import evaluating
 from mmft.engine.agent import VLMAgent
 from mmft.engine.observations import Observation
-from mmft.engine.playing import Played
+from mmft.engine.playing import Played, legal_actions
 from mmft.engine.stored_observations import StoredStates, TextTable
 from mmft.errors import ConfigError
 from mmft.exploration.actions import boltzmann_probs, draw, epsilon_greedy_probs, greedy_probs, uniform_probs
-from mmft.exploration.schedules import KINDS, Schedule
-from mmft.models.adapter_settings import check_names
 from mmft.models.agent_spec import AgentSpec, Q
 from mmft.models.modalities import Modalities
 from mmft.objectives.q_learning import best_next_values, q_learning_loss
 from mmft.trainers.agent import AgentTrainer
-from mmft.trainers.agent_config import AgentConfig, steps_per_share
-from mmft.trainers.config import check_range
+from mmft.trainers.dqn_config import BOLTZMANN, THOMPSON, DQNConfig
 from mmft.trainers.experience import given
 from mmft.trainers.schedule import RolloutPlan, Ticket, ticket_loader
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-EPSILON_GREEDY, BOLTZMANN, THOMPSON = "epsilon_greedy", "boltzmann", "thompson"
-EXPLORATIONS = (EPSILON_GREEDY, BOLTZMANN, THOMPSON)
-EPSILON_FIELDS = ("exploration_initial_eps", "exploration_final_eps")
+__all__ = ["DQNConfig", "DQNTrainer"]
+
 TARGET_FILE = "target.safetensors"
-TEMPERATURE_FIELDS = ("exploration_initial_temperature", "exploration_final_temperature")
-
-
-@dataclass
-class DQNConfig(AgentConfig):
-    """Settings of `DQNTrainer`; names are those of stable-baselines3 where it has them."""
-
-    per_device_train_batch_size: int = field(
-        default=128, metadata={"help": "Steps drawn from the buffer per device in one forward."}
-    )
-    buffer_size: int = field(
-        default=50_000, metadata={"help": "Steps that the buffer of each process keeps."}
-    )
-    learning_starts: int = field(
-        default=1000,
-        metadata={
-            "help": "Random steps on each process before the first update; scaling and PCA of features are "
-            "fitted on them."
-        },
-    )
-    train_freq: float = field(
-        default=4.0, metadata={"help": "Steps in environments, on each process, per optimizer step."}
-    )
-    target_update_interval: int = field(
-        default=250, metadata={"help": "Optimizer steps between two updates of the target network."}
-    )
-    tau: float = field(
-        default=1.0, metadata={"help": "How far the target network moves then; 1: all the way."}
-    )
-    n_steps: int = field(default=1, metadata={"help": "Rewards before the target's value."})
-    double_q: bool = field(
-        default=True, metadata={"help": "The network chooses a', the target network values it."}
-    )
-    dueling: bool = field(default=False, metadata={"help": "Q = V + A - mean A."})
-    huber_delta: float | None = field(
-        default=None, metadata={"help": "Errors beyond it count linearly; unset: squared."}
-    )
-    exploration: str = field(
-        default=EPSILON_GREEDY,
-        metadata={"help": "epsilon_greedy, boltzmann, or thompson (one dropout mask an episode)."},
-    )
-    exploration_schedule: str = field(
-        default="linear", metadata={"help": f"From initial to final: {', '.join(KINDS)}."}
-    )
-    exploration_fraction: float = field(
-        default=0.3, metadata={"help": "Share of the run over which exploration falls to its final value."}
-    )
-    exploration_initial_eps: float = field(default=1.0, metadata={"help": "epsilon at the start."})
-    exploration_final_eps: float = field(default=0.05, metadata={"help": "epsilon at the end."})
-    exploration_initial_temperature: float = field(
-        default=1.0, metadata={"help": "tau of exp(Q / tau) at the start."}
-    )
-    exploration_final_temperature: float = field(
-        default=0.02, metadata={"help": "tau of exp(Q / tau) at the end."}
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("learning_starts", "target_update_interval", "n_steps"):
-            check_range(self, name, low=1)
-        for name in ("train_freq", "tau", "huber_delta", *TEMPERATURE_FIELDS):
-            check_range(self, name, above=0)
-        for name in (*EPSILON_FIELDS, "exploration_fraction", "tau"):
-            check_range(self, name, low=0, high=1)
-        check_names([self.exploration], EXPLORATIONS, "exploration")
-        if self.buffer_size < self.learning_starts:
-            raise ConfigError(
-                f"`buffer_size` is {self.buffer_size}, less than the {self.learning_starts} steps of "
-                "`learning_starts`. Keep more, or start earlier."
-            )
-        if self.exploration == THOMPSON and not self.dropout:
-            raise ConfigError(
-                "`exploration: thompson` draws networks by dropout, and `dropout` is 0. Set it, to 0.1 say."
-            )
-        super().__post_init__()
-        self.schedule()
-
-    @property
-    def num_optimizer_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        share = steps_per_share(self.total_timesteps, self.world_size)
-        return int((share - self.learning_starts) / self.train_freq)
-
-    def schedule(self) -> Schedule:
-        """epsilon or the temperature over the steps of one process."""
-        start, end = TEMPERATURE_FIELDS if self.exploration == BOLTZMANN else EPSILON_FIELDS
-        share = steps_per_share(self.total_timesteps, self.world_size)
-        return Schedule(
-            kind=self.exploration_schedule,
-            start=getattr(self, start),
-            end=getattr(self, end),
-            duration=int(self.exploration_fraction * share),
-        )
 
 
 class DQNTrainer(AgentTrainer):
@@ -153,16 +57,34 @@ class DQNTrainer(AgentTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._check_dropout()
+        self.target: VLMAgent = self.agent.frozen_copy()
+        self._schedule = self.args.schedule()
+        self._start_run()
+
+    def _check_dropout(self) -> None:
+        if self.args.exploration == THOMPSON and not self.agent.spec.dropout:
+            raise ConfigError(
+                "`exploration: thompson` draws networks by dropout, and `model` is an agent that has none. "
+                "Build it with `dropout`, or explore otherwise."
+            )
+
+    def _start_run(self) -> None:
         config = self.args
         self.buffer = ReplayBuffer(config.buffer_size, config.num_envs, self.player.reader.num_actions)
-        self.target: VLMAgent = self.agent.frozen_copy()
-        self._schedule = config.schedule()
+        self.target.follow(self.agent)
+        self.player.num_played = 0
         self._num_rounds = 0
         self._num_followed = 0
 
     def agent_spec(self, args: DQNConfig) -> AgentSpec:
         """As in `AgentTrainer`, dueling where wanted."""
         return args.agent_spec(self.kind, self.player.reader, dueling=args.dueling)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in `transformers.Trainer`; a second call fills an empty buffer, and explores from the start."""
+        self._start_run()
+        return super().train(*args, **kwargs)
 
     # Acting
 
@@ -176,7 +98,7 @@ class DQNTrainer(AgentTrainer):
     def _explore(self, states: Any, legal: Tensor) -> Tensor:
         """(E,) actions to learn from."""
         uniforms = self.noise.uniforms("act", self._num_rounds, len(legal))
-        if not self.agent.transforms.is_fitted or len(self.buffer) < self.args.learning_starts:
+        if not self.agent.transforms.is_fitted or self.player.num_played < self.args.learning_starts:
             return draw(uniform_probs(legal), uniforms)
         level = self._schedule.at(self.player.num_played)
         masks = self._masks() if self.args.exploration == THOMPSON else None
@@ -219,7 +141,7 @@ class DQNTrainer(AgentTrainer):
             cut = played.failed.nonzero().squeeze(1)
             self.buffer.cut(cut, states.take(cut).tensors, legal[cut])
         kept = (~played.failed).nonzero().squeeze(1)
-        truncated = played.last & ~played.terminated & ~played.failed
+        final_states, final_legal = self._finals(states, legal, played)
         self.buffer.extend(
             states.take(kept).tensors,
             actions[kept],
@@ -227,23 +149,22 @@ class DQNTrainer(AgentTrainer):
             terminated=played.terminated[kept],
             last=played.last[kept],
             legal=legal[kept],
-            final_states=self._final_states(states, played, truncated, kept),
+            final_states=final_states.take(kept).tensors,
+            final_legal=final_legal[kept],
             streams=kept,
         )
 
-    def _final_states(
-        self, states: StoredStates, played: Played, truncated: Tensor, kept: Tensor
-    ) -> Mapping[str, Tensor] | None:
-        """Where truncated episodes ended; rows of others hold something of the same shape."""
-        if not bool(truncated.any()):
-            return None
-        ended = truncated.nonzero().squeeze(1).tolist()
-        finals = [final for n in ended if (final := played.finals[n]) is not None]
+    def _finals(self, states: StoredStates, legal: Tensor, played: Played) -> tuple[StoredStates, Tensor]:
+        """Where truncated episodes ended, and what could be done there; the rows of others are not read."""
+        truncated = played.last & ~played.terminated & ~played.failed
+        finals = [each for n, each in enumerate(played.finals) if each is not None and truncated[n]]
+        if not finals:
+            return states, legal
         found = StoredStates.of(self.states(finals), self.texts)
-        both = StoredStates.cat([states, found])
-        rows = torch.arange(len(states))
-        rows[truncated] = len(states) + torch.arange(len(ended))
-        return both.take(rows[kept]).tensors
+        rows, legal = torch.arange(len(states)), legal.clone()
+        rows[truncated] = len(states) + torch.arange(len(finals))
+        legal[truncated] = legal_actions(finals, legal.shape[1])
+        return StoredStates.cat([states, found]).take(rows), legal
 
     # Rounds and updates
 
@@ -349,24 +270,29 @@ class DQNTrainer(AgentTrainer):
     # Checkpoints
 
     @property
+    def _origin(self) -> dict[str, Any]:
+        return super()._origin | {"buffer_size": self.args.buffer_size}
+
+    @property
     def _buffer_file(self) -> str:
         return f"replay_{self.args.process_index}.safetensors"
 
     def progress(self) -> dict[str, Any]:
         """As in `AgentTrainer`, and when the target network followed last."""
-        return super().progress() | {"followed": self._num_followed, "rounds": self._num_rounds}
+        return super().progress() | {"followed": self._num_followed}
 
     def restore_progress(self, progress: Mapping[str, Any]) -> None:
         """Takes up what `progress` gave."""
         super().restore_progress(progress)
-        self._num_followed, self._num_rounds = progress["followed"], progress["rounds"]
+        self._num_followed = progress["followed"]
 
     def save_state(self, folder: Path) -> None:
         """As in `AgentTrainer`, with the buffer of this process and the target network."""
         if not self.args.save_only_model:
             # A file cannot hold two tensors in the same memory.
             tensors = {name: t.contiguous().clone() for name, t in self.buffer.state_dict().items()}
-            save_file(tensors, folder / self._buffer_file, {"texts": json.dumps(self.texts.known)})
+            metadata = {"texts": json.dumps(self.texts.known), "rounds": str(self._num_rounds)}
+            save_file(tensors, folder / self._buffer_file, metadata)
             if self.args.should_save:
                 save_file(self.target.following_state(), folder / TARGET_FILE)
         super().save_state(folder)
@@ -381,7 +307,8 @@ class DQNTrainer(AgentTrainer):
             )
         super().load_state(folder)
         with safe_open(path, framework="pt") as file:
-            self.texts = TextTable(json.loads(file.metadata()["texts"]))
+            metadata = file.metadata()
+        self.texts, self._num_rounds = TextTable(json.loads(metadata["texts"])), int(metadata["rounds"])
         shown = StoredStates.of(self.states(self.player.observations), self.texts).tensors
         shapes = {name: tuple(tensor.shape[1:]) for name, tensor in shown.items()}
         self.buffer.load_state_dict(load_file(path), row_shapes=shapes)

@@ -156,7 +156,7 @@ def load_progress(folder: Path, origin: Mapping[str, Any] | None = None) -> dict
     if changed:
         raise ConfigError(
             f"`resume_from_checkpoint`: {folder} was saved by a run with {', '.join(changed)}. Resume with "
-            "the algorithm and `advantage_estimator` of the stopped run, or start a new run from its weights."
+            "the algorithm and the settings of the stopped run, or start a new run from its weights."
         )
     return progress
 

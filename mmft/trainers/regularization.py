@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 from mmft._masking import Reduce, identity
 from mmft.errors import ConfigError
 from mmft.models.adapter_settings import check_names
+from mmft.models.backbone import Backbone
 from mmft.models.freezing import PARTS
 from mmft.objectives.regularization import add_distance_gradient_, lora_gradients, lora_squared_norm
 from mmft.trainers.held_weights import (
@@ -123,8 +124,9 @@ def find_terms(module: Any, args: RegularizationConfig) -> Terms:
     Raises:
         ConfigError: a coefficient that nothing answers to, or adapters without a closed form.
     """
-    # Where a frozen copy is the reference policy, no second one is made.
+    # Where a frozen copy is the reference policy, no second one is made. (An agent's is a method.)
     copy = getattr(module, "frozen_copy", None)
+    copy = copy if isinstance(copy, Backbone) else None
     weights, lora = pretrained_terms(module.backbone, args.pretrained_coefficients, copy)
     adapters = adapter_terms(module.backbone, args.adapter_coefficients)
     check_found(

@@ -40,6 +40,7 @@ def test_the_help_comes_within_a_second_and_without_heavy_libraries():
         ("a2c", ["vf_coef", "advantage_estimator", "kl_target", "critic_learning_rate"]),
         ("rwl", ["weighting", "offline", "tau", "l2_pretrained_coef", "peft_method"]),
         ("sft", ["completion_column", "max_length", "lora_r"]),
+        ("dqn", ["env", "env_kwargs", "total_timesteps", "fusion", "buffer_size", "n_steps", "lora_r"]),
     ],
 )
 def test_the_help_of_a_command_lists_its_fields(
@@ -78,7 +79,47 @@ def test_the_help_of_a_command_for_all_lists_the_fields_of_the_algorithm_it_is_a
     assert "\n  cliprange " not in said
     assert max(map(len, said.splitlines())) <= 110
     assert main(["evaluate", "--algorithm", "rlw", "--help"]) == 2
-    assert "`algorithm` must be one of ppo, a2c, rwl; got 'rlw'" in capsys.readouterr().err
+    assert "`algorithm` must be one of ppo, a2c, rwl, dqn; got 'rlw'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "field"),
+    [
+        (["ppo", "--env", "mmft/FindObject-v0"], "cliprange"),
+        (["a2c", "--env=my:env"], "warm_up_steps"),
+        (["evaluate", "--algorithm", "dqn"], "buffer_size"),
+        (["check", "--algorithm", "ppo", "--env", "x"], "cliprange"),
+    ],
+)
+def test_the_help_of_an_agent_lists_what_it_needs_and_nothing_of_completions(
+    argv: list[str], field: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*argv, "--help"]) == 0
+    said = capsys.readouterr().out
+    for name in (field, "env", "eval_env_kwargs", "num_envs", "eval_episodes", "trainable"):
+        assert f"\n  {name} " in said
+    assert "\n  reward_funcs " not in said
+    assert "\n  num_generations " not in said
+    assert max(map(len, said.splitlines())) <= 110
+    titles = [line for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert not any(word in title for title in titles for word in ("Config:", "Settings", "transformers'"))
+
+
+def test_the_help_of_a_command_that_may_act_says_how_to_ask_for_that(capsys: pytest.CaptureFixture[str]):
+    assert main(["ppo", "--help"]) == main(["evaluate", "--algorithm", "a2c", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "`mmft ppo --env ID --help` lists those of an agent in an environment." in said
+    assert "`mmft evaluate --algorithm a2c --env ID --help` lists those of an agent" in said
+    for argv in (["rwl"], ["sft"], ["generate"], ["dqn"]):
+        assert main([*argv, "--help"]) == 0
+        assert "--env ID" not in capsys.readouterr().out
+
+
+def test_there_is_no_help_for_what_an_agent_cannot_do(capsys: pytest.CaptureFixture[str]):
+    assert "Use `mmft evaluate`" in refusal(capsys, ["generate", "--algorithm", "dqn", "--help"])
+    assert "acts in no environment" in refusal(capsys, ["rwl", "--env", "x", "--help"])
+    assert main(["generate", "--help"]) == 0
+    assert "lists those of ppo, a2c, rwl.\n" in capsys.readouterr().out
 
 
 def test_every_field_is_listed_on_request(capsys: pytest.CaptureFixture[str]):

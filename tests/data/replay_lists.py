@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +86,14 @@ class Lists:
         self.streams[stream] += [step] if final is None else [step, final]
         return step, final
 
+    def break_off(self, stream: int) -> Position:
+        """A state in which the stream's episode may end unexpectedly: it does if the episode still runs."""
+        found, newest = self._position(), self.streams[stream][-1:]
+        if newest and newest[0].action is not None and not newest[0].terminated:
+            newest[0].last = True
+            self.streams[stream].append(found)
+        return found
+
     def _position(self) -> Position:
         self.num_states += 1
         return Position(self.num_states, [self.random.random() < 0.5 for _ in range(NUM_ACTIONS)])
@@ -132,8 +140,11 @@ def append(buffer: ReplayBuffer, stream: int, step: Position, final: Position | 
     )
 
 
-def extend(buffer: ReplayBuffer, steps: list[tuple[Position, Position | None]]) -> None:
-    """One step of every stream; where nothing was truncated, a final state that must not be read."""
+def extend(
+    buffer: ReplayBuffer, steps: list[tuple[Position, Position | None]], streams: Sequence[int] | None = None
+) -> None:
+    """One step of every stream or of those named, and a final state that must not be read where nothing was
+    truncated."""
     unread = Position(float("nan"), [False] * NUM_ACTIONS)
     taken, finals = [step for step, _ in steps], [final or unread for _, final in steps]
     buffer.extend(
@@ -145,6 +156,16 @@ def extend(buffer: ReplayBuffer, steps: list[tuple[Position, Position | None]]) 
         legal=torch.tensor([step.legal for step in taken]),
         final_states={"x": torch.tensor([[float(final.number)] for final in finals])},
         final_legal=torch.tensor([final.legal for final in finals]),
+        streams=None if streams is None else torch.tensor(streams),
+    )
+
+
+def cut(buffer: ReplayBuffer, streams: Sequence[int], found: Sequence[Position]) -> None:
+    """Where the episodes of some streams broke off."""
+    buffer.cut(
+        torch.tensor(streams),
+        {"x": torch.tensor([[float(position.number)] for position in found])},
+        torch.tensor([position.legal for position in found]),
     )
 
 

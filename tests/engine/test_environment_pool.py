@@ -103,6 +103,23 @@ def test_actions_arrive_as_plain_numbers():
     assert pool.step(np.array([3]))[0].reward == 3
 
 
+def test_it_says_which_episode_each_environment_is_in():
+    pool = pool_of(Maker({"length": 1}, {"length": 2}, {"on_step": failing(1, BOOM)}, length=3), 3, first=4)
+    assert pool.episodes == [-1, -1, -1]
+    pool.reset()
+    assert pool.episodes == [0, 0, 0]
+    pool.step([1, 1, 1])
+    assert pool.episodes == [1, 0, 0]
+    # the second ends, the third fails; both go on with their next
+    pool.step([1, 0, 1])
+    assert pool.episodes == [2, 1, 1]
+    pool.reset()
+    assert pool.episodes == [2, 1, 1]
+    other = pool_of(Maker({"length": 1}, {"length": 2}, length=3), 3, first=4)
+    other.load_state_dict(pool.state_dict())
+    assert other.episodes == [2, 1, 1]
+
+
 # Seeds
 
 

@@ -278,6 +278,16 @@ def test_without_a_render_mode_nothing_is_drawn():
     assert env.render() is None
 
 
+def test_kinds_are_the_only_objects_there_are():
+    kinds = [("red", "circle"), ("blue", "square"), ("green", "star")]
+    env = FindObject(size=3, kinds=[list(kind) for kind in kinds])
+    seen = set()
+    for seed in range(40):
+        env.reset(seed=seed)
+        seen |= set(env.objects.values())
+    assert seen == set(kinds)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -294,6 +304,10 @@ def test_without_a_render_mode_nothing_is_drawn():
         ({"colours": ["black"]}, "`colours` names 'black', which is the agent's"),
         ({"colours": ["rde"]}, "`colours` names 'rde', which is not drawn. Did you mean 'red'"),
         ({"shapes": ["hexagon", "x"]}, "`shapes` names 'hexagon', .*They may be circle, square"),
+        ({"kinds": [["red", "circle"]], "shapes": ["star"]}, "`kinds` and `colours` or `shapes` exclude"),
+        ({"kinds": ["red circle"]}, "`kinds` must be pairs such as .red, circle.; got 'red circle'"),
+        ({"kinds": [["red", "circle"], ["blue", "sqare"]]}, "`kinds` names 'sqare', .*mean 'square'"),
+        ({"kinds": [["black", "circle"]]}, "`kinds` names 'black', which is the agent's"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str):

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mmft.report.curves import GIVEN, POLICY, draw_curves, draw_overview, smoothed
+from mmft.report.curves import GIVEN, POLICY, draw_curves, draw_overview
 
 HISTORY = [
     *({"step": step, "loss": 0.1, "reward": 0.1 * step, "kl": 0.01 * step} for step in range(1, 6)),
@@ -61,12 +61,6 @@ def test_the_overview_takes_any_number_of_samples_and_any_text(count: int, tmp_p
     pixels = drawn(tmp_path / "overview.png")
     red = (pixels == [255, 0, 0]).all(-1).sum()
     assert (red > 0) == (count > 0)
-
-
-def test_smoothing_starts_at_the_first_value_and_follows():
-    # Weights 1, then 0.8 and 1 over 1.8: (0.8 * 1 + 4) / 1.8
-    assert smoothed([1.0, 4.0]) == pytest.approx([1.0, 4.8 / 1.8])
-    assert smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
 
 
 def test_the_reward_of_given_completions_is_not_called_that_of_training(tmp_path: Path):

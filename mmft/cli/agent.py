@@ -1,0 +1,60 @@
+"""`mmft dqn`, and `ppo` and `a2c` with `env`: an agent learns to act; evaluation, training, evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback
+
+from mmft.cli.agent_folder import gather_usage, report
+from mmft.cli.agent_setup import look_at_both, make_agent_trainer, opening, play_after, play_before
+from mmft.cli.console import is_main_process, say
+from mmft.cli.launch import CONFIG_FILE, train
+from mmft.cli.loading import load_policy
+from mmft.config import RunConfig
+from mmft.errors import ConfigError
+from mmft.report.agent_record import RANDOM, AgentOutcome
+
+
+def run(config: RunConfig) -> int:
+    """Trains as the config says; every process calls it, the first one writes and prints."""
+    if config.script.agent_path is not None:
+        raise ConfigError(
+            f"`agent_path` is {config.script.agent_path!r}, which is for `mmft evaluate`. Leave it out; a "
+            "stopped run goes on by `resume_from_checkpoint`."
+        )
+    looked = look_at_both(config)
+    backbone = load_policy(config, train=True, keep_base=is_main_process())
+    folder = Path(config.training.output_dir)
+    if is_main_process():
+        config.save(folder / CONFIG_FILE)
+    trainer = make_agent_trainer(config, backbone)
+    if not config.training.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(EpisodeProgress())
+    say(opening(config, looked, trainer.agent))
+    say("playing before training ...")
+    before = play_before(trainer)
+    if before.name == RANDOM:
+        say("(at random: the agent's features have no statistics yet)")
+    seconds = train(trainer)
+    trainer.save_model(str(folder))  # before anything that an environment can spoil
+    say("playing after training, and without each modality ...")
+    after, blanked = play_after(config, trainer)
+    usage = gather_usage(trainer)
+    if trainer.is_world_process_zero():
+        report(config, trainer, looked, AgentOutcome(before, after, blanked, seconds), usage)
+    return 0
+
+
+class EpisodeProgress(ProgressCallback):
+    """The Trainer's progress bar with what episodes brought behind it instead of a printed line per log."""
+
+    SHOWN = ("return", "success", "epsilon", "temperature", "entropy")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Called by the Trainer with each log line."""
+        bar: Any = self.training_bar  # untyped in transformers
+        if bar is not None and logs and "loss" in logs:
+            bar.set_postfix({name: f"{float(logs[name]):.3f}" for name in self.SHOWN if name in logs})
