@@ -61,15 +61,16 @@ CAPTIONS = {
     CURVES_FILE: "Return, exploration and loss over the steps in environments",
 }
 SHOWN_SETTINGS = (
-    "env_kwargs", "eval_env_kwargs", "instruction", "total_timesteps", "num_envs", "fusion", "fusion_size",
-    "feature_scaling", "pca_components", "hidden_sizes", "dropout", "learning_rate", "head_learning_rate",
-    "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "gamma", "buffer_size",
-    "learning_starts", "train_freq", "target_update_interval", "tau", "n_steps", "double_q", "dueling",
-    "huber_delta", "exploration", "exploration_fraction", "num_mini_batches", "num_ppo_epochs",
-    "advantage_estimator", "lam", "whiten_advantages", "entropy_coef", "vf_coef", "early_stop_kl",
-    "critic_learning_rate", "trainable", "use_peft", "peft_method", "adapt", "lora_r", "lora_alpha",
-    "l2_pretrained_coef", "l2_adapter_coef", "seed",
+    "env_kwargs", "eval_env_kwargs", "instruction", "total_timesteps", "num_envs", "fusion", "modalities",
+    "fusion_size", "feature_scaling", "pca_components", "hidden_sizes", "dropout", "learning_rate",
+    "head_learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "gamma", "buffer_size", "learning_starts", "train_freq", "target_update_interval", "tau", "n_steps",
+    "double_q", "dueling", "huber_delta", "exploration", "exploration_fraction", "num_mini_batches",
+    "num_ppo_epochs", "advantage_estimator", "lam", "whiten_advantages", "entropy_coef", "vf_coef",
+    "early_stop_kl", "critic_learning_rate", "trainable", "use_peft", "peft_method", "adapt", "lora_r",
+    "lora_alpha", "l2_pretrained_coef", "l2_adapter_coef", "seed",
 )  # fmt: skip
+OF_ADAPTERS = ("peft_method", "adapt", "lora_r", "lora_alpha", "l2_adapter_coef")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,10 @@ class AgentFacts:
 
 def agent_card(facts: AgentFacts) -> str:
     """The card as Markdown."""
-    shown = [name for name in SHOWN_SETTINGS if facts.settings.get(name) not in (None, {})]
+    hidden = () if facts.settings.get("use_peft") else OF_ADAPTERS
+    shown = [
+        name for name in SHOWN_SETTINGS if facts.settings.get(name) not in (None, {}) and name not in hidden
+    ]
     return CARD.format(
         algorithm=facts.algorithm,
         title=facts.folder.rstrip("/").rsplit("/", 1)[-1],

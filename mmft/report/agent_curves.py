@@ -53,7 +53,7 @@ def draw_agent_curves(
             axes.plot(*series(history, name, PLACE), color=BLUE, linewidth=2)
         else:
             draw_smoothed(axes, *series(history, name, PLACE))
-        finish(axes, title, STEPS)
+        _finish(axes, title)
         axes.set_xlim(first.get_xlim())
     save_figure(figure, path)
 
@@ -71,8 +71,14 @@ def _draw_return(
     axes.plot(places, returns, "o", color=ORANGE, label=label, zorder=3)
     if best is not None:
         axes.axhline(best, color=GREY, linewidth=1, linestyle="--", label="best possible")
-    finish(axes, "return of an episode", STEPS)
+    _finish(axes, "return of an episode")
     axes.legend(frameon=False, loc="best", fontsize=9)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    finish(axes, title, STEPS)
+    axes.locator_params(axis="x", nbins=5)  # numbers of steps are long
+    axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _evaluations(

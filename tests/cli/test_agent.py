@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from mmft.cli import main
 from mmft.cli.agent import EpisodeProgress
 from mmft.cli.agent_folder import Usage, closing, restart_warnings
+from mmft.cli.agent_setup import blankable
 from mmft.cli.arguments import parse_run
 from mmft.cli.loading import load_policy
 from mmft.engine.agent import load_agent
@@ -262,6 +263,24 @@ def test_failures_of_environments_are_told_and_only_modalities_that_exist_are_bl
     assert "note: no episode is drawn: environment" in said
     assert "![The agent" not in (tmp_path / "run" / "README.md").read_text()
     assert (tmp_path / "run" / "curves.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "instruction", "expected"),
+    [
+        (["view"], ["said"], None, ["image", "text"]),
+        ([], ["said"], None, ["text"]),
+        (["view"], [], None, ["image"]),
+        (["view"], ["said"], "Which way?", ["image"]),
+        (["view"], [], "You are at {place}.", ["image", "text"]),
+    ],
+)
+def test_what_tells_something_of_a_state_is_blanked(
+    images: list[str], texts: list[str], instruction: str | None, expected: list[str]
+):
+    reader: Any = SimpleNamespace(image_keys=images, text_keys=texts)
+    config: Any = SimpleNamespace(training=SimpleNamespace(instruction=instruction))
+    assert blankable(config, reader) == expected
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,9 @@ def test_the_card_says_what_was_trained_and_how_well_it_does():
 def test_settings_that_matter_are_listed_where_they_were_set():
     section = agent_card(FACTS).split("## Settings\n\n")[1].split("\n\n")[0]
     assert section == "- gamma: 0.95\n- dueling: False"
+    for use_peft in (False, True):
+        settings = {"use_peft": use_peft, "lora_r": 8}
+        assert ("- lora_r: 8" in agent_card(dataclasses.replace(FACTS, settings=settings))) == use_peft
 
 
 def test_each_kind_of_agent_is_asked_for_what_it_says():

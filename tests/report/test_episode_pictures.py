@@ -118,7 +118,7 @@ def test_episodes_of_one_step_share_a_line(tmp_path: Path):
 @pytest.mark.parametrize(
     "told",
     [
-        recording(2, text="costs $5 and $6 {" + " very" * 60),
+        recording(2, text=r"costs $\frac$ {" + " very" * 60),
         recording(2, num_actions=30),
         recording(2, size=200),
         Recording([Frame(None, "only words", (0.0, 0.0), (True, True), 1, 0.0)], ("no", "yes")),

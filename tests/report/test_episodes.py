@@ -64,8 +64,8 @@ class Counting(gymnasium.Env[dict[str, Any], int]):
 
 
 def last_legal(observations: Sequence[Observation], legal: Tensor) -> tuple[Tensor, Tensor]:
-    """The last action that is allowed, by its number as a score."""
-    scores = torch.arange(3.0).expand(len(observations), 3)
+    """The last action that is allowed; it has not the highest score of all."""
+    scores = torch.tensor([0.5, 2.0, 1.0]).expand(len(observations), 3)
     return torch.where(legal, scores, -1.0).argmax(1), scores
 
 
@@ -79,7 +79,7 @@ def test_frames_hold_what_was_seen_thought_and_done():
     (recording,) = recorded()
     assert [frame.action for frame in recording.frames] == [2, 2, 2]
     assert [frame.reward for frame in recording.frames] == [3.0, 3.0, 3.0], "action 2 is called 3 here"
-    assert {frame.scores for frame in recording.frames} == {(0.0, 1.0, 2.0)}
+    assert {frame.scores for frame in recording.frames} == {(0.5, 2.0, 1.0)}
     assert {frame.legal for frame in recording.frames} == {(True, False, True)}
     assert {frame.text for frame in recording.frames} == {"count to 3"}
     bright = [frame.picture.getpixel((0, 0))[0] for frame in recording.frames if frame.picture]
