@@ -46,6 +46,7 @@ class SceneQuestions(gymnasium.Env[Observation, Any]):
     and `answer`, the right one, at the step.
     """
 
+    ACTION_NAMES = ANSWERS
     metadata = {"render_modes": ["rgb_array"], "render_fps": 1}  # noqa: RUF012  (gymnasium declares it)
 
     def __init__(

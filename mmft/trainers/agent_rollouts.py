@@ -261,12 +261,10 @@ class AgentRolloutTrainer(AgentTrainer, ActorCriticTrainer, abc.ABC):
         seen = recorded.stacked(self.args.device)
         values, failed, last = seen["values"], seen["failed"], seen["last"]
         # What follows a step is the next state, the final one of a truncated episode, or after the window's
-        # last step the state that waits there.
+        # last step the state that waits there. A step that failed is a gap, which ends the episode before it.
         decided = self._decide(self.states(self.player.observations), self.player.legal)
         following = torch.cat([values[:, 1:], given(decided.values, "values")[:, None]], dim=1)
         next_values = torch.where(last & ~failed, seen["final_values"], following)
-        # An episode that broke off ends with the step before, whose next state is still known.
-        last = last | torch.cat([failed[:, 1:], torch.ones_like(failed[:, :1])], dim=1)
         mask = ~failed
         advantages, returns = self.advantages_and_returns(
             seen["rewards"], values, next_values, mask, terminated=seen["terminated"], last=last

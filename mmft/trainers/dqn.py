@@ -9,7 +9,7 @@ Boltzmann's distribution, or by one network drawn by dropout per episode (Thomps
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -75,7 +75,6 @@ class DQNTrainer(AgentTrainer):
         self.target.follow(self.agent)
         self.player.num_played = 0
         self._num_rounds = 0
-        self._num_followed = 0
 
     def agent_spec(self, args: DQNConfig) -> AgentSpec:
         """As in `AgentTrainer`, dueling where wanted."""
@@ -197,11 +196,10 @@ class DQNTrainer(AgentTrainer):
         return {"batch": batch}
 
     def _follow(self) -> None:
-        """Moves the target network, once at each step that is due."""
-        step, interval = self.state.global_step, self.args.target_update_interval
-        if step and step % interval == 0 and self._num_followed < step:
+        """Moves the target network at each step that is due."""
+        step = self.state.global_step
+        if step and step % self.args.target_update_interval == 0:
             self.target.follow(self.agent, self.args.tau)
-            self._num_followed = step
 
     def _play_what_is_due(self) -> None:
         if not self.player.observations:
@@ -276,15 +274,6 @@ class DQNTrainer(AgentTrainer):
     @property
     def _buffer_file(self) -> str:
         return f"replay_{self.args.process_index}.safetensors"
-
-    def progress(self) -> dict[str, Any]:
-        """As in `AgentTrainer`, and when the target network followed last."""
-        return super().progress() | {"followed": self._num_followed}
-
-    def restore_progress(self, progress: Mapping[str, Any]) -> None:
-        """Takes up what `progress` gave."""
-        super().restore_progress(progress)
-        self._num_followed = progress["followed"]
 
     def save_state(self, folder: Path) -> None:
         """As in `AgentTrainer`, with the buffer of this process and the target network."""

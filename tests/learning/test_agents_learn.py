@@ -73,7 +73,7 @@ CHAINS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Huber": ({}, {"huber_delta": 0.2}),
     "Boltzmann": ({}, FORGETFUL | BOLTZMANN),
     "Thompson": ({}, THOMPSON),
-    "masked": ({"barrier": 2}, {}),
+    "masked": ({"barrier": 1}, {}),
     "n steps": (GREEDY, N_STEPS),
     "terminated": (TERMINATED, LONGER),
     "truncated": (TRUNCATED, LONGER),
@@ -117,7 +117,7 @@ def test_q_learning_finds_the_mean_rewards_of_pictures(tmp_path: Path):
 
 
 PPO: dict[str, Any] = {"num_mini_batches": 2, "num_ppo_epochs": 4, "total_timesteps": 2048}
-A2C: dict[str, Any] = {"total_timesteps": 5760}
+A2C: dict[str, Any] = {"total_timesteps": 5760, "learning_rate": 6e-3}
 POLICIES: dict[str, Any] = {
     "ppo": functools.partial(make_agent, AgentPPOTrainer, AgentPPOConfig, **PPO),
     "a2c": functools.partial(make_agent, AgentA2CTrainer, AgentA2CConfig, **A2C),
@@ -127,7 +127,7 @@ CLEAR = 0.1
 """By how much an action has to be worth more before a policy is asked to be sure of it."""
 
 
-@pytest.mark.parametrize("rules", [{}, {"barrier": 2}, TRUNCATED], ids=["chain", "masked", "truncated"])
+@pytest.mark.parametrize("rules", [{}, {"barrier": 1}], ids=["chain", "masked"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policy_becomes_sure_of_the_best_action(name: str, rules: dict[str, Any], tmp_path: Path):
     make = functools.partial(Chain, **rules)
@@ -152,17 +152,19 @@ def test_a_policy_becomes_sure_of_the_best_arm(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_critic_looks_beyond_truncation_alone(name: str, rules: dict[str, Any], tmp_path: Path):
     """On average over states the best policy earns 0.4 before the world ends, and 3.1 if it does not."""
+    settings = ROLLOUTS | {"num_ppo_epochs": 4, "total_timesteps": 3840, "learning_rate": 3e-3}
     make = functools.partial(Chain, **rules)
-    trainer = POLICIES[name](make, tmp_path, **ROLLOUTS)
+    trainer = POLICIES[name](make, tmp_path, **settings)
     trainer.train()
     found, known = learned_values(trainer, make()).mean(), optimal_values(make()).amax(1).mean()
-    assert abs(float(found - known)) < 1
+    assert abs(float(found - known)) < 0.6
 
 
 def test_a_way_is_found_by_looking_and_reading(tmp_path: Path):
-    """Exchanging the two objects changes neither the mission's chances nor, without one, the picture's.
+    """Lots decide which of two objects is meant, and where each of them lies.
 
-    Whoever does not see, or does not read, therefore finds the right one in half of the episodes at best.
+    Without the mission, or without the picture, nothing tells them apart, and half of the episodes end well
+    at best.
     """
     rules = {
         "size": 2,

@@ -203,7 +203,9 @@ def test_evaluation_plays_the_same_episodes_each_time_and_none_of_training(tmp_p
     assert [(e.environment, e.number) for e in first] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
     assert before == trainer.evaluate()
     trainer.train()
+    trainer.agent.train()
     trained = trainer.evaluate()
+    assert trainer.agent.training
     assert trained == trainer.evaluate()
     assert trainer.player.num_played == 44, "evaluation moves no environment of training"
     returns = [episode.total_reward for episode in trainer.eval_episodes]
@@ -215,6 +217,18 @@ def test_evaluation_plays_the_same_episodes_each_time_and_none_of_training(tmp_p
     played, held_out = ({seed for c in pair for seed in c.seeds} for pair in (training, evaluations[0]))
     assert not played & held_out
     assert (len(played), len(held_out)) == (24, 8), "every episode that began has a seed of its own"
+
+
+def test_short_episodes_count_no_more_than_long_ones(tmp_path: Path):
+    trainer = make_agent_trainer(tmp_path, eval_env=Makes({"length": 1}, {"length": 4}), eval_episodes=5)
+    trainer.evaluate()
+    assert [(e.environment, e.length) for e in trainer.eval_episodes] == [
+        (0, 1),
+        (1, 4),
+        (0, 1),
+        (1, 4),
+        (0, 1),
+    ]
 
 
 def test_evaluation_acts_greedily(tmp_path: Path):

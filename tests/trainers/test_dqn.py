@@ -303,12 +303,19 @@ def test_a_second_run_starts_anew_from_the_weights_as_they_are(tmp_path: Path):
     trainer = make_agent_trainer(tmp_path)
     trainer.train()
     learned = agent_weights(trainer)
+    followed: list[int] = []
+    follow = trainer.target.follow
+
+    def watch(*args: Any) -> None:
+        followed.append(trainer.state.global_step)
+        follow(*args)
+
+    trainer.target.follow = watch
     trainer.train()
-    rows = step_rows(trainer)
     assert moved(learned, agent_weights(trainer))
-    assert [row["environment_steps"] for row in rows[-8:]] == [16 + 4 * step for step in range(8)]
+    assert [row["environment_steps"] for row in step_rows(trainer)] == [16 + 4 * step for step in range(8)]
     assert len(trainer.buffer) == 44
-    assert trainer._num_followed == 6
+    assert followed[1:] == [3, 6], "and before the first step"
 
 
 def test_heads_may_learn_faster_than_the_backbone(tmp_path: Path):

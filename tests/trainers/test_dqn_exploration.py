@@ -56,6 +56,7 @@ def test_actions_are_drawn_by_the_named_probabilities(exploration: str, tmp_path
     }[exploration][0]
     trainer.agent.train()  # and yet nothing is dropped
     actions = trainer._explore(trainer.states([state] * count), legal.expand(count, -1))
+    assert torch.equal(actions, trainer._explore(trainer.states([state] * count), legal.expand(count, -1)))
     shares = torch.bincount(actions, minlength=NUM_ACTIONS) / count
     assert probs[1] == shares[1] == 0
     assert 0.05 < probs[0] < 0.95
