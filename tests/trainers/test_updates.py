@@ -165,7 +165,7 @@ def test_accumulated_micro_batches_equal_one_batch(lora: bool, tmp_path: Path):
     parts = trained(
         tmp_path / "parts", lora=lora, per_device_train_batch_size=2, gradient_accumulation_steps=2
     )
-    # Adam divides by gradients that all but vanish: on some CPUs one weight of the whole model is 1.1e-5 apart.
+    # Adam divides by gradients that all but vanish: on some CPUs one weight is 1.1e-5 apart.
     assert_same_weights(trained_weights(parts), trained_weights(whole), 2e-5)
     for mine, expected in zip(step_rows(parts), step_rows(whole), strict=True):
         assert mine == pytest.approx(expected, abs=1e-4)
