@@ -10,11 +10,10 @@ import difflib
 import functools
 import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmft._importing import import_named
 from mmft.engine.reward_calls import IsolatedReward, reward_names
 from mmft.errors import ConfigError
 from mmft.types import RewardFunction
@@ -172,7 +171,7 @@ def _imported(path: str, name: str) -> Any:
             f"`reward_funcs` names {name!r}, which is no known reward. {_suggestion(name, list(SHORT_NAMES))}"
             " Your own is written `my_module:my_reward`, one of TRL's `trl:think_format_reward`."
         )
-    module = _module(module_name, name)
+    module = import_named(module_name, f"`reward_funcs` names {name!r}")
     if not _has(module, attribute, name):
         offered = [known for known in dir(module) if not known.startswith("_")]
         raise ConfigError(
@@ -187,23 +186,6 @@ def _has(module: Any, attribute: str, name: str) -> bool:
         return hasattr(module, attribute)
     except ImportError as error:  # a package that loads its names on first use, and lacks what one needs
         raise ConfigError(f"`reward_funcs` names {name!r}: {error}") from error
-
-
-def _module(module_name: str, name: str) -> Any:
-    # The `mmft` command does not put the current folder on the path, as `python -m mmft` does. Last, so that
-    # a file of the user's hides no installed package.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "")
-        remedy = (
-            f"Run from the folder that holds {module_name.partition('.')[0]}, or install it."
-            if missing
-            else "It is there, but its own imports fail."
-        )
-        raise ConfigError(f"`reward_funcs` names {name!r}: {error}. {remedy}") from error
 
 
 def _made(found: Any, name: str, arguments: dict[str, Any]) -> RewardFunction:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 # A part may import parts of a lower layer and itself. Two parts of one layer do not know each other.
 LAYERS = (
     ("errors", "types", "_checks"),
-    ("_masking",),
+    ("_masking", "_importing"),
     ("estimators", "exploration"),
     ("objectives",),
     ("evaluation",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from mmft.cli.loading import load_policy, load_rows
 from mmft.cli.reward_model_report import report, with_binary_measures
 from mmft.config import RewardModelScriptConfig, RunConfig
 from mmft.data.rows import PromptDataset
+from mmft.data.splits import held_out_rows
 from mmft.errors import ConfigError, DataError
 from mmft.report.record import Evaluation, Outcome
 from mmft.trainers.reward_model import RewardModelTrainer
@@ -109,18 +109,10 @@ def split_rows(rows: Dataset, share: float, column: str | None, seed: int) -> tu
             f"`split_column` {column!r} is no column of the rows; they have {', '.join(rows.column_names)}."
         )
     keys: list[Any] = list(range(len(rows))) if column is None else [str(value) for value in rows[column]]
-    distinct = sorted(set(keys))
-    count = round(share * len(distinct))
-    if not 0 < count < len(distinct):
-        what = "rows" if column is None else f"values of `{column}`"
-        raise ConfigError(
-            f"`held_out_share` {share} of {len(distinct)} {what} is {count}; both sides need at least one."
-        )
-    held_out = set(random.Random(seed).sample(distinct, count))
-    sides: tuple[list[int], list[int]] = ([], [])
-    for index, key in enumerate(keys):
-        sides[key in held_out].append(index)
-    return rows.select(sides[0]), rows.select(sides[1])
+    what = "rows" if column is None else f"values of `{column}`"
+    held_out = held_out_rows(keys, share, seed=seed, what=what)
+    kept = [row for row in range(len(rows)) if row not in held_out]
+    return rows.select(kept), rows.select(sorted(held_out))
 
 
 def with_columns(rows: Dataset, script: RewardModelScriptConfig, preferences: bool, split: str) -> Dataset:

@@ -262,14 +262,10 @@ def load_agent(
         ConfigError: the folder holds no agent, or the base model is not named.
     """
     folder, spec = Path(path), AgentSpec.load(path)
-    name = base or spec.base
-    if name is None and spec.backbone != "full":
-        raise ConfigError(
-            f"the agent {str(folder)!r} is an adapter on a model without a name. Name the model that was "
-            "adapted (`base=`)."
-        )
     with torch.random.fork_rng(devices=[]):  # new weights are drawn before they are overwritten
-        backbone = load_saved_backbone(folder, spec.backbone, name, spec.dtype, **kwargs)
+        backbone = load_saved_backbone(
+            folder, spec.backbone, base or spec.base, spec.dtype, what="agent", **kwargs
+        )
         agent = VLMAgent(backbone, spec)
     agent.load_own_state(load_file(folder / HEADS_FILE))
     return agent.requires_grad_(False).eval().to(device)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 
 from mmft.engine.actor_critic import VLMActorCritic
+from mmft.errors import ConfigError
 from mmft.models.adapters import load_adapter
 from mmft.models.backbone import Backbone, load_backbone
 
@@ -95,7 +96,7 @@ class BackboneModule(nn.Module):
 
 
 def load_saved_backbone(
-    folder: Path, saved: SavedPart, name: str | None, dtype: str, **kwargs: Any
+    folder: Path, saved: SavedPart, name: str | None, dtype: str, *, what: str, **kwargs: Any
 ) -> Backbone:
     """The backbone of a saved module; nothing in it trains.
 
@@ -104,11 +105,20 @@ def load_saved_backbone(
         saved: what of the backbone it holds.
         name: of the pretrained model, where the folder does not hold all of it.
         dtype: of the weights.
+        what: the module is, for the error.
         **kwargs: for `load_backbone`.
+
+    Raises:
+        ConfigError: the pretrained model has no name.
     """
+    source = str(folder) if saved == "full" else name
+    if source is None:
+        raise ConfigError(
+            f"the {what} {str(folder)!r} is an adapter on a model without a name. Name the model that was "
+            "adapted (`base=`)."
+        )
     if _has_processor(folder):
         kwargs.setdefault("processor", AutoProcessor.from_pretrained(folder))
-    source = str(folder) if saved == "full" or name is None else name
     backbone = load_backbone(source, trainable=(), **{"dtype": dtype} | kwargs)
     if saved == "adapter":
         backbone = Backbone(load_adapter(backbone.base, folder), backbone.processor, source)

@@ -203,14 +203,10 @@ def load_reward_model(
         ConfigError: the folder holds no reward model, or the base model is not named.
     """
     folder, spec = Path(path), RewardModelSpec.load(path)
-    name = str(folder) if spec.backbone == "full" else base or spec.base
-    if name is None:
-        raise ConfigError(
-            f"the reward model {str(folder)!r} is an adapter on a model without a name. Name the model that "
-            "was adapted (`base=`)."
-        )
     with torch.random.fork_rng(devices=[]):  # new weights are drawn before they are overwritten
-        backbone = load_saved_backbone(folder, spec.backbone, name, spec.dtype, **kwargs)
+        backbone = load_saved_backbone(
+            folder, spec.backbone, base or spec.base, spec.dtype, what="reward model", **kwargs
+        )
         model = VLMRewardModel(
             backbone,
             loss_type=spec.loss_type,

@@ -6,15 +6,14 @@ import difflib
 import importlib
 import inspect
 import logging
-import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import gymnasium
 
+from mmft._importing import import_named
 from mmft.environments.minigrid import MINIGRID_PREFIXES, import_minigrid, wrap_minigrid
 from mmft.environments.registration import ENVIRONMENTS, register_environments
 from mmft.errors import ConfigError
@@ -57,7 +56,7 @@ def make_environment(
         wrapping = {key: arguments.pop(key) for key in ("tile_size", "partial") if key in arguments}
         return wrap_minigrid(_registered(own_name, arguments, render), **wrapping)
     if module_name:
-        module = _module(module_name, name)
+        module = import_named(module_name, f"environment {name!r}")
         if own_name not in gymnasium.registry:
             return _own(_attribute(module, own_name, name), name, arguments, render)
     return _registered(own_name, arguments, render)
@@ -118,23 +117,6 @@ def _creator(spec: gymnasium.envs.registration.EnvSpec) -> Any:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError):
         return None
-
-
-def _module(module_name: str, name: str) -> Any:
-    # The `mmft` command does not put the current folder on the path, as `python -m mmft` does. Last, so that
-    # a file of the user's hides no installed package.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "")
-        remedy = (
-            f"Run from the folder that holds {module_name.partition('.')[0]}, or install it."
-            if missing
-            else "It is there, but its own imports fail."
-        )
-        raise ConfigError(f"environment {name!r}: {error}. {remedy}") from error
 
 
 def _attribute(module: Any, attribute: str, name: str) -> Any:

@@ -6,7 +6,6 @@ one was. Left out on purpose: rewards between right and wrong, and answers in wo
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -19,6 +18,7 @@ from PIL.Image import Image, Resampling
 
 from mmft.data.images import load_image
 from mmft.data.rows import load_split
+from mmft.data.splits import held_out_rows
 from mmft.environments.observations import Picture
 from mmft.errors import ConfigError, DataError
 
@@ -216,14 +216,9 @@ def _chosen(rows: Rows, share: float | None, part: str, column: str | None, seed
             raise ConfigError("`part` and `group_column` need `held_out_share`, the share that is held out.")
         return list(range(len(rows)))
     keys = list(range(len(rows))) if column is None else [str(value) for value in _values(rows, column)]
-    distinct: list[Any] = sorted(set(keys))
-    count, what = round(share * len(distinct)), "rows" if column is None else f"values of {column!r}"
-    if not 0 < count < len(distinct):
-        raise ConfigError(
-            f"`held_out_share` {share} of {len(distinct)} {what} is {count}; both parts need at least one."
-        )
-    held_out = set(random.Random(seed).sample(distinct, count))
-    return [row for row, key in enumerate(keys) if (key in held_out) == (part == "held_out")]
+    what = "rows" if column is None else f"values of `{column}`"
+    held_out = held_out_rows(keys, share, seed=seed, what=what)
+    return [row for row in range(len(rows)) if (row in held_out) == (part == "held_out")]
 
 
 def _checked_size(size: Sequence[int]) -> tuple[int, int]:
