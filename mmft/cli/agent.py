@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from transformers import ProgressCallback
 
 from mmft.cli.agent_folder import gather_usage, report
 from mmft.cli.agent_setup import look_at_both, make_agent_trainer, opening, play_after, play_before
@@ -30,9 +27,6 @@ def run(config: RunConfig) -> int:
     if is_main_process():
         config.save(folder / CONFIG_FILE)
     trainer = make_agent_trainer(config, backbone)
-    if not config.training.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(EpisodeProgress())
     say(opening(config, looked, trainer.agent))
     say("playing before training ...")
     before = play_before(trainer)
@@ -46,15 +40,3 @@ def run(config: RunConfig) -> int:
     if trainer.is_world_process_zero():
         report(config, trainer, looked, AgentOutcome(before, after, blanked, seconds), usage)
     return 0
-
-
-class EpisodeProgress(ProgressCallback):
-    """The Trainer's progress bar with what episodes brought behind it instead of a printed line per log."""
-
-    SHOWN = ("return", "success", "epsilon", "temperature", "entropy")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Called by the Trainer with each log line."""
-        bar: Any = self.training_bar  # untyped in transformers
-        if bar is not None and logs and "loss" in logs:
-            bar.set_postfix({name: f"{float(logs[name]):.3f}" for name in self.SHOWN if name in logs})

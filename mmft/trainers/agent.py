@@ -33,7 +33,7 @@ from mmft.models.backbone import Backbone, load_backbone, make_backbone
 from mmft.models.modalities import Modalities
 from mmft.trainers.actor_critic import split_off
 from mmft.trainers.agent_config import AgentConfig
-from mmft.trainers.callbacks import RewardProgress
+from mmft.trainers.callbacks import EpisodeProgress
 from mmft.trainers.held_out_episodes import episode_means, play_episodes
 from mmft.trainers.resuming import ResumableTrainer
 
@@ -108,7 +108,7 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
                 "agents act between optimizer steps, for which sharded weights (FSDP, ZeRO 3) would have to "
                 "be gathered each time. Use DDP."
             )
-        RewardProgress.install(self)
+        EpisodeProgress.install(self)
 
     def _environments(
         self, make: MakeEnvironment, num_envs: int, seed: int, args: AgentConfig, name: str

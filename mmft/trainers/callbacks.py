@@ -61,7 +61,9 @@ def _lines(path: Path) -> list[str]:
 class RewardProgress(ProgressCallback):
     """The Trainer's progress bar, with reward and KL behind it instead of a printed line per log."""
 
-    SHOWN = ("reward", "kl", "completions/mean_length")
+    SHOWN: tuple[str, ...] = ("reward", "kl", "completions/mean_length")
+    MARK = "reward"
+    """Only lines with it are shown."""
 
     @classmethod
     def install(cls, trainer: Trainer) -> None:
@@ -79,6 +81,13 @@ class RewardProgress(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         bar: Any = self.training_bar  # transformers annotates it as None
-        if bar is not None and logs and "reward" in logs:
+        if bar is not None and logs and self.MARK in logs:
             shown = {name.split("/")[-1]: f"{logs[name]:.3f}" for name in self.SHOWN if name in logs}
             bar.set_postfix(shown)
+
+
+class EpisodeProgress(RewardProgress):
+    """The same with what episodes brought."""
+
+    SHOWN = ("return", "success", "epsilon", "temperature", "entropy")
+    MARK = "loss"

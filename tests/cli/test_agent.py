@@ -18,12 +18,12 @@ import yaml
 from safetensors.torch import load_file
 
 from mmft.cli import main
-from mmft.cli.agent import EpisodeProgress
 from mmft.cli.agent_folder import Usage, closing, restart_warnings
 from mmft.cli.agent_setup import blankable
 from mmft.cli.arguments import parse_run
 from mmft.cli.loading import load_policy
 from mmft.engine.agent import load_agent
+from mmft.trainers.callbacks import EpisodeProgress
 from tests.cli.agent_support import BROKEN, GRID, GRID_ARGUMENTS, agent_config
 from tests.cli.support import lines, refusal, summary
 from tests.cli.test_online import distributed_environment
