@@ -36,8 +36,6 @@ from mmft.models.modalities import Modalities
 States = Modalities | Sequence[Observation]
 """Embeddings, or observations that are encoded in the graph (the backbone trains)."""
 OWN_PARTS = ("transforms.", "fusion.", "q_head.", "policy_head.", "value_head.")
-MODALITIES_OF = {"vlm": ("fused",)}
-"""What a fusion asks the model for, where that is not text and image."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from mmft.errors import UnsupportedModelError
+from mmft.errors import ConfigError, UnsupportedModelError
 from mmft.models.embedding import embed
 from mmft.models.freezing import apply_freeze_rules, trains_before_seam
 from mmft.models.heads import LanguageHead
@@ -299,3 +299,24 @@ def make_backbone(
         model = get_peft_model(unwrap(model), copy.deepcopy(peft_config))
     apply_freeze_rules(model, trainable)
     return Backbone(model, processor, source)
+
+
+def as_backbone(
+    model: str | nn.Module,
+    processor: ProcessorMixin | None,
+    peft_config: PeftConfig | None,
+    *,
+    trainable: Sequence[str] | None = None,
+) -> Backbone:
+    """What trainers take for a model: a name or folder, one in memory, or a backbone, which stays as it is.
+
+    Raises:
+        ConfigError: a model in memory comes without its processor.
+    """
+    if isinstance(model, Backbone):
+        return model
+    if isinstance(model, str):
+        return load_backbone(model, processor=processor, peft_config=peft_config, trainable=trainable)
+    if processor is None:
+        raise ConfigError("`processing_class` is missing: a model in memory needs its processor.")
+    return make_backbone(model, processor, peft_config=peft_config, trainable=trainable)

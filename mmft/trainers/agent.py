@@ -29,7 +29,7 @@ from mmft.engine.stored_observations import TextTable
 from mmft.environments.making import make_environment
 from mmft.errors import ConfigError
 from mmft.exploration.actions import draw, uniform_probs
-from mmft.models.backbone import Backbone, load_backbone, make_backbone
+from mmft.models.backbone import Backbone, as_backbone
 from mmft.models.modalities import Modalities
 from mmft.trainers.actor_critic import split_off
 from mmft.trainers.agent_config import AgentConfig
@@ -128,16 +128,8 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
     def _make_agent(self, model: Any, args: AgentConfig, processor: Any, peft_config: Any) -> VLMAgent:
         if isinstance(model, VLMAgent):
             return self._checked_agent(model)
-        if isinstance(model, str):
-            trainable = () if peft_config is None else None
-            model = load_backbone(model, processor=processor, peft_config=peft_config, trainable=trainable)
-        elif not isinstance(model, Backbone):
-            if processor is None:
-                raise ConfigError("`processing_class` is missing: a model in memory needs its processor.")
-            trainable = () if peft_config is None else None
-            model = make_backbone(model, processor, peft_config=peft_config, trainable=trainable)
         return VLMAgent(
-            model,
+            as_backbone(model, processor, peft_config, trainable=() if peft_config is None else None),
             self.agent_spec(args),
             cache_bytes=args.feature_cache_mb * 2**20,
             encode_batch_size=args.encode_batch_size,

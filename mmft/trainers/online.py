@@ -23,7 +23,7 @@ from mmft.engine.prompt_encoder import PromptEncoder
 from mmft.engine.sampling import SamplingParams, sample_noise
 from mmft.engine.scoring import Scores
 from mmft.errors import ConfigError
-from mmft.models.backbone import Backbone, load_backbone, make_backbone
+from mmft.models.backbone import Backbone, as_backbone
 from mmft.trainers.callbacks import RewardProgress
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
@@ -122,12 +122,7 @@ class OnlineTrainer(RolloutTrainer, abc.ABC):
                     f"`critic={critic}`."
                 )
             return model
-        if isinstance(model, str):
-            model = load_backbone(model, processor=processor, peft_config=peft_config)
-        elif not isinstance(model, Backbone):
-            if processor is None:
-                raise ConfigError("`processing_class` is missing: a model in memory needs its processor.")
-            model = make_backbone(model, processor, peft_config=peft_config)
+        model = as_backbone(model, processor, peft_config)
         return VLMActorCritic(model, critic=critic, reference=self.needs_reference(args))
 
     def _connect_rewards(self) -> None:

@@ -21,7 +21,7 @@ from mmft.engine.completion_batch import CompletionBatch, CompletionTokenizer
 from mmft.engine.reward_inputs import RewardInputs
 from mmft.engine.reward_model import RewardScores, VLMRewardModel
 from mmft.errors import ConfigError
-from mmft.models.backbone import Backbone, load_backbone, make_backbone
+from mmft.models.backbone import Backbone, as_backbone
 from mmft.models.reward_model import check_loss_type
 from mmft.objectives.reward_model import (
     bradley_terry_loss,
@@ -295,12 +295,8 @@ def _make_reward_model(
                     f"`loss_type` is {args.loss_type!r}; the reward model was made for {model.loss_type!r}."
                 )
             return model
-    elif isinstance(model, str):
-        model = load_backbone(model, processor=processor, peft_config=peft_config)
-    elif processor is None:
-        raise ConfigError("`processing_class` is missing: a model in memory needs its processor.")
     else:
-        model = make_backbone(model, processor, peft_config=peft_config)
+        model = as_backbone(model, processor, peft_config)
     return VLMRewardModel(
         model,
         loss_type=args.loss_type,
