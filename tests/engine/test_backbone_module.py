@@ -202,10 +202,10 @@ def test_a_frozen_backbone_is_loaded_by_its_name_with_the_saved_processor(tmp_pa
     reader = Reader("frozen", str(tmp_path / "base"))
     reader.backbone.processor.tokenizer.model_max_length = 77
     reader.save_backbone(tmp_path / "run")
-    loaded = load_saved_backbone(tmp_path / "run", "frozen", str(tmp_path / "base"), "float32")
+    loaded = load_saved_backbone(tmp_path / "run", "frozen", str(tmp_path / "base"), "float32", what="reader")
     assert loaded.source == str(tmp_path / "base")
     assert loaded.processor.tokenizer.model_max_length == 77
-    half = load_saved_backbone(tmp_path / "run", "frozen", str(tmp_path / "base"), "bfloat16")
+    half = load_saved_backbone(tmp_path / "run", "frozen", str(tmp_path / "base"), "bfloat16", what="reader")
     assert half.dtype == torch.bfloat16
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
@@ -216,7 +216,9 @@ def test_adapters_of_a_loaded_module_rest_on_their_base(tmp_path: Path) -> None:
     reader = Reader("lora", str(tmp_path / "base"))
     expected = drift(reader.backbone)
     reader.save_backbone(tmp_path / "run")
-    loaded = load_saved_backbone(tmp_path / "run", "adapter", str(tmp_path / "base"), "float32")
+    loaded = load_saved_backbone(
+        tmp_path / "run", "adapter", str(tmp_path / "base"), "float32", what="reader"
+    )
     assert loaded.has_adapters
     assert {name for name, _ in loaded.named_parameters()} == set(expected)
     for name, parameter in loaded.named_parameters():
