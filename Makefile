@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format bench clean
+.PHONY: help setup browser quickstart test lint format bench clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,10 +20,17 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP)  ## Make .venv and install the pinned packages into it
 
+# Pages are tested in Chromium. Where it is missing and Debian's packages can be installed, they are.
+browser:  ## Find Chromium, or install Debian's
+	@if [ -n "$$CHROMIUM" ] || command -v chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
+	  echo "Chromium is missing: install it, or set CHROMIUM to its program." >&2; exit 1; fi; \
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null
+
 quickstart: $(STAMP)  ## Train the packaged captioner with PPO for a few minutes and show what changed
 	$(BIN)/mmft ppo --config configs/quickstart.yaml
 
-test: $(STAMP)  ## Run every test
+test: $(STAMP) browser  ## Run every test
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: $(STAMP)  ## Check style, formatting and types

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from mmft.engine.actor_critic import VLMActorCritic
     from mmft.engine.agent import VLMAgent, load_agent
     from mmft.engine.learned_reward import LearnedReward
+    from mmft.engine.saved_policy import load_policy
     from mmft.environments.making import make_environment
     from mmft.models.backbone import load_backbone
+    from mmft.runs import Answerer, Run
     from mmft.trainers.a2c import A2CConfig, A2CTrainer, AgentA2CConfig, AgentA2CTrainer
     from mmft.trainers.dqn import DQNConfig, DQNTrainer
     from mmft.trainers.ppo import AgentPPOConfig, AgentPPOTrainer, PPOConfig, PPOTrainer
@@ -30,6 +32,7 @@ _HOMES = {
     "AgentA2CTrainer": "mmft.trainers.a2c",
     "AgentPPOConfig": "mmft.trainers.ppo",
     "AgentPPOTrainer": "mmft.trainers.ppo",
+    "Answerer": "mmft.runs",
     "DQNConfig": "mmft.trainers.dqn",
     "DQNTrainer": "mmft.trainers.dqn",
     "LearnedReward": "mmft.engine.learned_reward",
@@ -39,10 +42,12 @@ _HOMES = {
     "RewardModelTrainer": "mmft.trainers.reward_model",
     "RewardWeightedConfig": "mmft.trainers.reward_weighted",
     "RewardWeightedTrainer": "mmft.trainers.reward_weighted",
+    "Run": "mmft.runs",
     "VLMActorCritic": "mmft.engine.actor_critic",
     "VLMAgent": "mmft.engine.agent",
     "load_agent": "mmft.engine.agent",
     "load_backbone": "mmft.models.backbone",
+    "load_policy": "mmft.engine.saved_policy",
     "make_environment": "mmft.environments.making",
 }
 
@@ -53,6 +58,7 @@ __all__ = [
     "AgentA2CTrainer",
     "AgentPPOConfig",
     "AgentPPOTrainer",
+    "Answerer",
     "DQNConfig",
     "DQNTrainer",
     "LearnedReward",
@@ -62,11 +68,13 @@ __all__ = [
     "RewardModelTrainer",
     "RewardWeightedConfig",
     "RewardWeightedTrainer",
+    "Run",
     "VLMActorCritic",
     "VLMAgent",
     "__version__",
     "load_agent",
     "load_backbone",
+    "load_policy",
     "make_environment",
 ]
 

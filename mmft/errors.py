@@ -23,3 +23,7 @@ class UnsupportedModelError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """A loss or a gradient is NaN or infinite; nothing was updated."""
+
+
+class HubError(RuntimeError):
+    """The hub refused or broke off an exchange; the message says what is there and what to do."""

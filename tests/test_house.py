@@ -32,6 +32,7 @@ LAYERS = (
     ("trainers",),
     ("resolve", "trl_bridge"),
     ("report", "hub"),
+    ("runs",),
     ("config",),
     ("cli",),
     ("__main__",),

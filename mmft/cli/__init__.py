@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mmft.trainers.registry import ALGORITHMS
 
@@ -22,8 +22,18 @@ COMMANDS = {
     "generate": "write completions for the rows of a split",
     "check": "try a config on one prompt or a few steps, show what would train, and report every problem",
 }
+RUN_COMMANDS = {
+    "report": "make the HTML report of a run again, or one that compares several",
+    "explain": "show what an answer, a value or a decision depends on: heat maps over picture and text",
+    "demo": "open a local page: upload a picture, compare captions before and after",
+    "push": "upload a run to the hub: weights, critic, settings, results and a card",
+    "merge": "write a policy as one plain model, adapters in its weights",
+}
+"""Commands on a finished run, whose words are plain arguments: `mmft report RUN`."""
 MODULES = {name: name.replace("-", "_") for name in COMMANDS} | dict.fromkeys(ALGORITHMS, "online")
 """The module in `mmft.cli` that runs a command."""
+RUN_MODULES = {name: name for name in RUN_COMMANDS} | {"report": "report_command"}
+"""The same for commands on a finished run."""
 AGENT_MODULES = {"evaluate": "agent_evaluate", "check": "agent_check"}
 """The same where the recipe is for an agent in an environment; what trains one is in `agent`."""
 
@@ -31,15 +41,21 @@ USAGE = """\
 Reinforcement-learning fine-tuning of pretrained vision-language models.
 
 usage: mmft COMMAND --config FILE [--field value ...]
+       mmft COMMAND RUN [--option value ...]
 
-commands:
+commands with a config:
 {commands}
+
+commands on a finished run (its folder, or a hub id):
+{run_commands}
 
 examples:
   mmft ppo --config configs/quickstart.yaml
   mmft ppo --config configs/quickstart.yaml --learning_rate 3e-4 --output_dir runs/slower
   mmft check --config configs/caption_ppo.yaml
   mmft dqn --config configs/grid_dqn.yaml
+  mmft generate --model runs/quickstart --image picture.png
+  mmft report runs/quickstart runs/slower
   accelerate launch --config_file configs/accelerate/ddp.yaml -m mmft ppo --config configs/caption_ppo.yaml
 
 A recipe of another algorithm than PPO says so (`algorithm: a2c`) to evaluate, generate and check; one with
@@ -64,17 +80,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"mmft {__version__}")
         return 0
-    if command not in COMMANDS:
+    if command not in COMMANDS and command not in RUN_COMMANDS:
         return _refuse(command)
+    module = _run_module(command, arguments[1:])
+    if module is not None:
+        return _guarded(command, lambda: _on_a_run(module, arguments[1:]))
     if {"-h", "--help", "--help-all"} & set(arguments[1:]):
         return _help(command, arguments[1:])
-    return _run(command, arguments[1:])
+    return _guarded(command, lambda: _run(command, arguments[1:]))
 
 
 def usage() -> str:
     """What `mmft --help` prints."""
+    return USAGE.format(commands=_listed(COMMANDS), run_commands=_listed(RUN_COMMANDS))
+
+
+def _listed(commands: Mapping[str, str]) -> str:
     width = max(map(len, COMMANDS))
-    return USAGE.format(commands="\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()))
+    return "\n".join(f"  {name:{width}}  {text}" for name, text in commands.items())
+
+
+def _run_module(command: str, arguments: Sequence[str]) -> str | None:
+    """The module of a command whose words are plain arguments; None where they are settings."""
+    if command == "generate" and any(word.split("=")[0] == "--image" for word in arguments):
+        return "generate_image"
+    return RUN_MODULES.get(command)
 
 
 def _help(command: str, arguments: Sequence[str]) -> int:
@@ -101,36 +131,58 @@ def _mistake(command: str, error: Exception) -> int:
 def _refuse(command: str) -> int:
     import difflib
 
-    near = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f"Did you mean `mmft {near[0]}`?" if near else f"Commands are {', '.join(COMMANDS)}."
+    known = [*COMMANDS, *RUN_COMMANDS]
+    near = difflib.get_close_matches(command, known, n=1)
+    hint = f"Did you mean `mmft {near[0]}`?" if near else f"Commands are {', '.join(known)}."
     print(f"mmft: error: there is no command {command!r}. {hint}", file=sys.stderr)
     return 2
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
+    from mmft.cli.arguments import parse_run
+    from mmft.cli.console import quiet_libraries
+
+    quiet_libraries()
+    run = parse_run(command, arguments)
+    module = AGENT_MODULES.get(command, "agent") if run.acts else MODULES[command]
+    return int(importlib.import_module(f"mmft.cli.{module}").run(run))
+
+
+def _on_a_run(module: str, arguments: Sequence[str]) -> int:
+    from mmft.cli.console import quiet_libraries
+
+    quiet_libraries()
+    return int(importlib.import_module(f"mmft.cli.{module}").main(arguments))
+
+
+def _guarded(command: str, work: Callable[[], int]) -> int:
+    """Turns a user's mistake into one line, and ctrl-C into a short one."""
     from mmft.errors import (
         ConfigError,
         DataError,
         EnvError,
+        HubError,
         NonFiniteError,
         RewardError,
         UnsupportedModelError,
     )
 
+    mistakes = (
+        ConfigError,
+        DataError,
+        EnvError,
+        HubError,
+        NonFiniteError,
+        RewardError,
+        UnsupportedModelError,
+    )
     try:
-        # Inside the guard: it imports torch for seconds, and a user may well press ctrl-C by then.
-        from mmft.cli.arguments import parse_run
-        from mmft.cli.console import quiet_libraries
-
-        quiet_libraries()
-        run = parse_run(command, arguments)
-        module = AGENT_MODULES.get(command, "agent") if run.acts else MODULES[command]
-        return int(importlib.import_module(f"mmft.cli.{module}").run(run))
-    except (ConfigError, DataError, EnvError, NonFiniteError, RewardError, UnsupportedModelError) as error:
+        return work()  # it imports torch for seconds, and a user may well press ctrl-C by then
+    except mistakes as error:
         return _mistake(command, error)
+    except SystemExit as stop:  # argparse has printed the help
+        return int(stop.code or 0)
     except KeyboardInterrupt:
-        print(
-            f"\nmmft {command}: interrupted; `--resume_from_checkpoint true` continues a run.",
-            file=sys.stderr,
-        )
+        resumes = "`--resume_from_checkpoint true` continues a run." if command in ALGORITHMS else ""
+        print(f"\nmmft {command}: interrupted; {resumes}".rstrip("; "), file=sys.stderr)
         return 130

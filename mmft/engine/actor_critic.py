@@ -198,6 +198,13 @@ class VLMActorCritic(nn.Module):
         trained = {id(p) for p in trained_pretrained_weights(self.backbone.model).values()}
         return {name: p for name, p in self.named_parameters() if id(p) in trained}
 
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> VLMActorCritic:
+        """The policy and critic of a run, by its folder or hub id; see `engine.saved_policy.load_policy`."""
+        from mmft.engine.saved_policy import load_policy  # it builds on this class
+
+        return load_policy(name, **options)
+
     def load_heads(self, folder: str | os.PathLike[str]) -> None:
         """Restores the critic written by `save_pretrained`."""
         if self.value_head is not None:

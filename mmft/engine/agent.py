@@ -32,6 +32,7 @@ from mmft.models.decision_heads import PolicyHead, QHead, StateValueHead
 from mmft.models.feature_transforms import FeatureTransforms
 from mmft.models.fusion import make_fusion
 from mmft.models.modalities import Modalities
+from mmft.models.snapshots import local_folder
 
 States = Modalities | Sequence[Observation]
 """Embeddings, or observations that are encoded in the graph (the backbone trains)."""
@@ -245,21 +246,24 @@ def load_agent(
     path: str | os.PathLike[str],
     *,
     base: str | None = None,
+    revision: str | None = None,
     device: str | torch.device = "cpu",
     **kwargs: Any,
 ) -> VLMAgent:
     """The agent of a run, in evaluation mode; nothing in it trains.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, or its hub id.
         base: the pretrained model under a frozen backbone or an adapter, if it is no longer where it was.
+        revision: of the hub's repository.
         device: where to put it.
         **kwargs: for `load_backbone` (`attn_implementation`, ...).
 
     Raises:
         ConfigError: the folder holds no agent, or the base model is not named.
     """
-    folder, spec = Path(path), AgentSpec.load(path)
+    folder = local_folder(path, revision=revision)
+    spec = AgentSpec.load(folder)
     with torch.random.fork_rng(devices=[]):  # new weights are drawn before they are overwritten
         backbone = load_saved_backbone(
             folder, spec.backbone, base or spec.base, spec.dtype, what="agent", **kwargs

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from mmft.engine.reward_inputs import RewardInputs
 from mmft.engine.reward_model import VLMRewardModel, load_reward_model
 from mmft.errors import ConfigError
 from mmft.models.reward_model import RewardEstimate, RewardModelSpec
+from mmft.models.snapshots import local_folder
 from mmft.types import Prompt, PromptRow
 
 VARIANCES = ("total", "epistemic", "aleatoric")
@@ -54,7 +54,7 @@ class LearnedReward:
         """Checks the settings; the weights are read later.
 
         Args:
-            path: output folder of a reward-model run.
+            path: output folder of a reward-model run, or its hub id.
             penalty: k of mean - k * std; 0 reports the uncertainty and leaves the reward alone.
             uncertainty: the variance of the penalty: `total`, `epistemic` (dropout) or `aleatoric` (as the
                 model states it).
@@ -68,7 +68,7 @@ class LearnedReward:
             ConfigError: the folder is no reward model, or the penalty has no variance to act on.
         """
         self.__name__ = "reward_model"
-        self.path = Path(path)
+        self.path = local_folder(path)
         self.penalty = penalty
         self.uncertainty = uncertainty
         self.mc_samples = mc_samples
@@ -78,7 +78,7 @@ class LearnedReward:
         self.feature_cache_mb = feature_cache_mb
         self._inputs: RewardInputs | None = None
         self._tokenize: CompletionTokenizer | None = None
-        self._check(RewardModelSpec.load(path))
+        self._check(RewardModelSpec.load(self.path))
 
     def _check(self, spec: RewardModelSpec) -> None:
         for name, least in (("penalty", 0), ("mc_samples", 0), ("feature_cache_mb", 0), ("batch_size", 1)):

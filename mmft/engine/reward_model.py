@@ -27,6 +27,7 @@ from mmft.evaluation.uncertainty import mc_variance
 from mmft.models.backbone import Backbone
 from mmft.models.prompts import PromptInputs
 from mmft.models.reward_model import NUM_LIKELIHOODS, RewardEstimate, RewardHead, RewardModelSpec
+from mmft.models.snapshots import local_folder
 
 HEAD_FILE = "reward_head.safetensors"
 HEAD_PREFIX = "reward_head."
@@ -188,21 +189,24 @@ def load_reward_model(
     path: str | os.PathLike[str],
     *,
     base: str | None = None,
+    revision: str | None = None,
     device: str | torch.device = "cpu",
     **kwargs: Any,
 ) -> VLMRewardModel:
     """The reward model of a run, in evaluation mode; nothing in it trains, and no random number is used up.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, or its hub id.
         base: the pretrained model under a frozen backbone or an adapter, if it is no longer where it was.
+        revision: of the hub's repository.
         device: where to put it.
         **kwargs: for `load_backbone` (`attn_implementation`, `quantization_config`, ...).
 
     Raises:
         ConfigError: the folder holds no reward model, or the base model is not named.
     """
-    folder, spec = Path(path), RewardModelSpec.load(path)
+    folder = local_folder(path, revision=revision)
+    spec = RewardModelSpec.load(folder)
     with torch.random.fork_rng(devices=[]):  # new weights are drawn before they are overwritten
         backbone = load_saved_backbone(
             folder, spec.backbone, base or spec.base, spec.dtype, what="reward model", **kwargs

@@ -156,7 +156,7 @@ def test_a_config_names_it_by_its_short_name(folder: Path) -> None:
     assert (reward.penalty, reward.uncertainty) == (1.0, "total")
     assert reward._inputs is None  # nothing is loaded before the first completion
     with pytest.raises(
-        ConfigError, match=r"reward 'reward_model' cannot be made from .*holds no reward_model\.json"
+        ConfigError, match=r"reward 'reward_model' cannot be made from .*elsewhere' is no folder"
     ):
         resolve_reward({"name": "reward_model", "path": str(folder / "elsewhere")})
 
