@@ -22,10 +22,12 @@ setup: $(STAMP)  ## Make .venv and install the pinned packages into it
 
 # Pages are tested in Chromium. Where it is missing and Debian's packages can be installed, they are.
 browser:  ## Find Chromium, or install Debian's
-	@if [ -n "$$CHROMIUM" ] || command -v chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
+	@[ -n "$$CHROMIUM" ] && exit 0; \
+	for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
 	  echo "Chromium is missing: install it, or set CHROMIUM to its program." >&2; exit 1; fi; \
-	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+	  apt-get -qq install -y --no-install-recommends chromium >/dev/null
 
 quickstart: $(STAMP)  ## Train the packaged captioner with PPO for a few minutes and show what changed
 	$(BIN)/mmft ppo --config configs/quickstart.yaml
