@@ -17,6 +17,7 @@ import yaml
 
 from mmft.errors import ConfigError
 from mmft.evaluation.settings import EvaluationSettings
+from mmft.hub.secrets import named_secrets, without_secrets
 from mmft.models.adapter_settings import AdapterSettings
 from mmft.trainers.registry import ALGORITHMS, DEFAULT_ALGORITHM
 from mmft.trl_bridge import ModelConfig
@@ -298,14 +299,17 @@ class RunConfig:
         # A run that is repeated begins at the beginning; the length of an agent's run is `total_timesteps`.
         for name in ("resume_from_checkpoint", *(("max_steps", "num_train_epochs") if self.acts else ())):
             training.pop(name, None)
-        return _plain(self.script) | _plain(self.model) | training
+        settings: dict[str, Any] = without_secrets(_plain(self.script) | _plain(self.model) | training)
+        return settings
 
     def save(self, path: Path) -> None:
-        """Writes `resolved` as YAML that the same command accepts."""
+        """Writes `resolved` as YAML that the same command accepts, and says which secrets it leaves out."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        given = [_plain(each) for each in (self.script, self.training)]
+        left_out = dict.fromkeys(name for name, _ in named_secrets(given))
+        told = "".join(f"# `{name}` is a secret, and is not written here.\n" for name in left_out)
+        text = yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+        path.write_text(told + text, encoding="utf-8")
 
 
 def _own_fields(training: type[TrainingArguments]) -> set[str]:

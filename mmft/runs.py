@@ -56,6 +56,8 @@ class Answer:
     """One completion, and what is known of it."""
 
     text: str
+    ids: list[int]
+    """Its tokens, the end token included."""
     token_texts: list[str]
     """What each token adds to it, the end token included."""
     logps: list[float]
@@ -80,6 +82,24 @@ class Run:
         settings: its config.yaml; empty where there is none.
         summary: its summary.json; empty where there is none.
         base: the name of the pretrained model, where it is no longer where it was.
+
+    Example:
+        >>> from peft import LoraConfig
+        >>> from mmft import PPOConfig, PPOTrainer, Run
+        >>> from mmft.tiny import load_scenes
+        >>> from rewards import bleu_reward
+        >>> rows = load_scenes("train", 8).add_column("prompt", ["Describe the picture."] * 8)
+        >>> args = PPOConfig(output_dir="runs/example", max_steps=1)
+        >>> lora = LoraConfig(r=4, target_modules=r".*language_model.*_proj")
+        >>> trainer = PPOTrainer("mmft/tiny-captioner", bleu_reward, args, rows, peft_config=lora)
+        >>> _ = trainer.train()
+        >>> trainer.save_model()
+        >>> run = Run.from_pretrained("runs/example")
+        >>> run.kind, run.name
+        ('policy', 'example')
+        >>> policy, before = run.load_policy(), run.load_base()  # with the adapters, and without
+        >>> policy.value_head is not None, before.value_head is not None
+        (True, False)
     """
 
     folder: Path
@@ -239,6 +259,18 @@ class Answerer:
     Attributes:
         policy: who answers.
         suite: who judges; None judges nothing.
+
+    Example:
+        >>> from mmft import Answerer, load_policy
+        >>> from mmft.data.rows import as_prompts
+        >>> from mmft.tiny import captioner_path, load_scenes
+        >>> rows = load_scenes("validation", 2).add_column("prompt", ["Describe the picture."] * 2)
+        >>> answerer = Answerer(load_policy(captioner_path()))
+        >>> answers = answerer.answer(as_prompts(rows, "validation"))
+        >>> [answer.text for answer in answers]
+        ['a blue star.', 'a purple cross.']
+        >>> len(answers[0].token_texts) == len(answers[0].logps), answers[0].reward  # no reward was given
+        (True, None)
     """
 
     def __init__(
@@ -278,6 +310,7 @@ class Answerer:
         has_rewards = self.suite is not None
         return Answer(
             text=judged.texts[index][0],
+            ids=ids,
             token_texts=token_texts(self.policy.backbone.processor, ids),
             logps=samples.logps[index, :length].tolist(),
             values=values if self.policy.value_head is not None else None,

@@ -34,6 +34,13 @@ class ExactMatch:
         "the 2 dogs"  plain 0    vqa 1          "I see two"     plain 0    vqa 0
 
     A completion without any sign left after normalisation matches nothing.
+
+    Example:
+        >>> from rewards import ExactMatch
+        >>> reward = ExactMatch(extract="<answer>")
+        >>> completions = ["I count <answer>Two.</answer>", "two", "<answer>3</answer>"]
+        >>> reward(None, completions, answer=[["two", "2"], "two", None])
+        [1.0, 0.0, None]
     """
 
     def __init__(
@@ -109,6 +116,13 @@ class MultipleChoice:
 
         "B", "(b)", "B.", "Answer: B", "the answer is (b)", "Two dogs.", "not A, B", "B. two dogs"    1
         "A", "a cat sits", "two", "B or C", "the answer is B. the answer is C", "B. a cat", ""         0
+
+    Example:
+        >>> from rewards import MultipleChoice
+        >>> reward = MultipleChoice(choices_column="choices")
+        >>> choices = [["a cat", "two dogs"]] * 3
+        >>> reward(None, ["(b)", "Two dogs.", "A or B"], answer=["B", 1, "two dogs"], choices=choices)
+        [1.0, 1.0, 0.0]
     """
 
     def __init__(
@@ -226,6 +240,12 @@ class NumericAnswer:
         "1,234.5", "It is $1234.50.", "2469/2", "\boxed{1234.5}"    1
         "1234", "12345", "about a thousand", ""                     0
         "between 1000 and 1234.5"                                   1 (the last number), "only": 0
+
+    Example:
+        >>> from rewards import NumericAnswer
+        >>> reward = NumericAnswer(abs_tolerance=0.5)
+        >>> reward(None, ["About 3 of them.", "1,200 in all", "many"], answer=[3, "1200.4", 7])
+        [1.0, 1.0, 0.0]
     """
 
     def __init__(

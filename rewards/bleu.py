@@ -91,6 +91,14 @@ def sentence_bleu(
         tokenize: "13a" (lower-cased words and punctuation marks) or "none" (pre-tokenised text).
         smoothing: "exp", or "coco" for the numbers of the coco-caption tools: no smoothing but for
             p_n = (matches + 1e-15) / (n-grams + 1e-9), and N = max_order, however short the caption.
+
+    Example:
+        >>> from rewards import sentence_bleu
+        >>> references = ["a red circle and a blue square"]
+        >>> sentence_bleu("A red circle and a blue square.", references, max_order=1)  # 7 / 8: the dot
+        0.875
+        >>> sentence_bleu("a red circle", references) > sentence_bleu("circle a red", references)
+        True
     """
     if not 1 <= max_order <= MAX_ORDER:
         raise ValueError(f"`max_order` must be between 1 and {MAX_ORDER}; got {max_order}.")
@@ -163,7 +171,16 @@ def coco_bleu(length: int, closest: int, matches: list[int], totals: list[int]) 
 
 
 class BleuReward:
-    """`sentence_bleu` in TRL's protocol; None where a row's references are None."""
+    """`sentence_bleu` in TRL's protocol; None where a row's references are None.
+
+    Example:
+        >>> from rewards import BleuReward
+        >>> reward = BleuReward(max_order=2, references_column="captions")
+        >>> reward.__name__  # what logs call it
+        'bleu_2_reward'
+        >>> reward(None, ["a red circle", "a dog", "a dog"], captions=["a red circle", ["a dog"], None])
+        [1.0, 1.0, None]
+    """
 
     def __init__(
         self, max_order: int = MAX_ORDER, references_column: str = "references", tokenize: str = "13a"
@@ -195,7 +212,14 @@ def bleu_reward(
     references: list[Any] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """BLEU-4 as a function: `BleuReward()` on the column `references`."""
+    """BLEU-4 as a function: `BleuReward()` on the column `references`.
+
+    Example:
+        >>> from rewards import bleu_reward
+        >>> scores = bleu_reward(None, ["a red circle", "a circle"], references=["a red circle"] * 2)
+        >>> [round(score, 2) for score in scores]
+        [1.0, 0.43]
+    """
     return _DEFAULT(prompts, completions, references=references)
 
 

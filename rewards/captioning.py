@@ -27,6 +27,17 @@ class CaptioningReward:
     a row with an empty list is an error of the data. Where the trainer offers `log_extra` and `log_metric`,
     as TRL's and mmft's do, the parts are logged apart: per completion as `bleu`, `detail`, `length`, and
     their means as `captioning/bleu` and so on.
+
+    Example:
+        >>> from rewards import CaptioningReward
+        >>> reward = CaptioningReward(alpha=1.0, beta=0.5, gamma=0.1)
+        >>> captions = ["a red circle and a blue square", "a red circle", "a red square"]
+        >>> references = [["a red circle and a blue square"]] * 3
+        >>> [round(score, 2) for score in reward(None, captions, references=references)]
+        [1.5, 0.51, 0.17]
+        >>> parts = reward.components(captions, references)
+        >>> parts["detail"]  # "a red square" binds the colour to the wrong shape
+        [1.0, 0.5, 0.0]
     """
 
     def __init__(

@@ -79,6 +79,16 @@ def check(
 
     Raises:
         ValueError: Everything that breaks the protocol, as a list, with the name of the reward.
+
+    Example:
+        >>> import rewards
+        >>> def words(completions, **columns):
+        ...     return [len(completion.split()) for completion in completions]
+        >>> rewards.check(words, prompts=["What is there?"], completions=["a cat"])
+        Traceback (most recent call last):
+            ...
+        ValueError: words breaks the reward protocol:
+        - completions as messages: raised AttributeError: 'list' object has no attribute 'split'
     """
     rows = _rows(prompts, completions, columns)
     examination = _Examination(_prepared(reward, rows), tolerance)

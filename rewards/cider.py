@@ -34,6 +34,14 @@ class DocumentFrequencies:
     N is the number of pictures, df(g) the number of those with g in some reference, whatever the number of
     references and of occurrences (Vedantam et al. 2015, eq. 1). An n-gram of one picture weighs as much as an
     unknown one, so only df >= 2 is stored: no number changes and most n-grams go.
+
+    Example:
+        >>> from rewards import DocumentFrequencies
+        >>> found = DocumentFrequencies.fit([["a red circle", "a circle"], ["a blue square"], ["a cat"]])
+        >>> found.num_images, found.counts  # an n-gram of one picture weighs as much as an unknown one
+        (3, {('a',): 3})
+        >>> round(found.idf(("a",)), 2), round(found.idf(("red",)), 2)
+        (0.0, 1.1)
     """
 
     num_images: int
@@ -127,6 +135,13 @@ class CiderD:
     frequency is a bare count (the cosine cancels its denominator), a cosine with an empty vector is 0, and
     l(x) is the number of tokens of x. Scores lie in [0, 10]; with the document frequencies of one picture
     every idf, and so every score, is 0.
+
+    Example:
+        >>> from rewards import CiderD, DocumentFrequencies
+        >>> references = [["a red circle"], ["a blue square"], ["a cat"]]
+        >>> score = CiderD(DocumentFrequencies.fit(references))
+        >>> [round(score(caption, references[0]), 1) for caption in ("a red circle", "a circle", "a cat")]
+        [7.5, 1.7, 0.0]
     """
 
     def __init__(
@@ -199,6 +214,15 @@ class CiderReward:
     Document frequencies come from the training references: a trainer that calls `prepare` has them fitted and
     keeps them with the run (`state_dict`). Elsewhere, as in TRL's trainers, give them: a file of
     `DocumentFrequencies.save`, or the object.
+
+    Example:
+        >>> from rewards import CiderReward
+        >>> training = {"references": [["a red circle"], ["a blue square"], ["a cat"]]}
+        >>> reward = CiderReward()
+        >>> reward.prepare(training.get)  # mmft's trainers do so
+        >>> scores = reward(None, ["a red circle", "a cat"], references=["a red circle"] * 2)
+        >>> [round(score, 1) for score in scores]
+        [7.5, 0.0]
     """
 
     def __init__(

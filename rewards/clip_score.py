@@ -36,6 +36,17 @@ class ClipScore:
     where references count, with references None, cannot be judged and gets None. `log_extra` receives
     `cosine`, with references also `clip_score` and `reference_cosine`; `log_metric` the work of the call:
     `image_tower_calls`, `images_encoded`, `cache_hits`, `truncated_share`.
+
+    Example:
+        >>> from PIL import Image
+        >>> from rewards import ClipScore
+        >>> reward = ClipScore("openai/clip-vit-base-patch32")  # loaded by the first call
+        >>> red = Image.new("RGB", (64, 64), "red")
+        >>> scores = reward(None, ["a red square", "a blue dog", " ", "a cat"], image=[red, red, red, None])
+        >>> scores[2:]  # nothing is said; there is no picture
+        [0.0, None]
+        >>> reward.counters.images_encoded
+        1
     """
 
     uses_references = False
@@ -192,7 +203,18 @@ class ClipScore:
 
 
 class RefClipScore(ClipScore):
-    """`ClipScore` with `reference=True`, under a name of its own for configs."""
+    """`ClipScore` with `reference=True`, under a name of its own for configs.
+
+    Example:
+        >>> from PIL import Image
+        >>> from rewards import RefClipScore
+        >>> reward = RefClipScore("openai/clip-vit-base-patch32")  # loaded by the first call
+        >>> red = Image.new("RGB", (64, 64), "red")
+        >>> references = [["something red"], None]
+        >>> scores = reward(None, ["a red square", "a dog"], image=[red, red], references=references)
+        >>> scores[0] >= 0, scores[1] is None  # without references there is nothing to compare with
+        (True, True)
+    """
 
     uses_references = True
 

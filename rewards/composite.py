@@ -57,6 +57,13 @@ class CompositeReward(MadeOfParts):
     completion and as means (`composite/text`); what a part logs itself appears below its name.
 
     With an asynchronous part the object is an `AsyncCompositeReward`, whose calls are awaited.
+
+    Example:
+        >>> from rewards import CompositeReward, LengthReward, bleu_reward
+        >>> reward = CompositeReward({"text": (bleu_reward, 1.0), "short": (LengthReward(max_length=3), 0.5)})
+        >>> captions = ["a red circle", "a red circle a a"]
+        >>> [round(score, 2) for score in reward(None, captions, references=["a red circle"] * 2)]
+        [1.0, 0.3]
     """
 
     evidence: Callable[..., Any]

@@ -22,6 +22,11 @@ def share_said(text: str, phrases: tuple[str, ...] | list[str]) -> float:
     and possessives do not matter (`rewards.text.singular`); phrases that differ in these alone are one.
 
         share_said("Two red circles, a dog", ["red circle", "dogs", "cat"]) = 2/3
+
+    Example:
+        >>> from rewards import share_said
+        >>> share_said("Two red circles, a dog", ["red circle", "dog", "cat", "two"])
+        0.75
     """
     wanted = {_in_common_form(phrase) for phrase in phrases}
     if not wanted or "  " in wanted:
@@ -45,6 +50,13 @@ class KeywordCoverage:
     word that is still being spelt may count as another ("cat" on the way to "category"), so cut prefixes at
     words. It asks for words alone: a pasted list of keywords earns 1. Put it beside a reward that reads
     sentences, or use `caption_detail`.
+
+    Example:
+        >>> from rewards import KeywordCoverage
+        >>> reward = KeywordCoverage(forbidden_column="absent")
+        >>> columns = {"keywords": [["red circle", "dog"]] * 2, "absent": [["cat"]] * 2}
+        >>> reward(None, ["a red circle", "a dog and a cat"], **columns)
+        [0.5, -0.5]
     """
 
     def __init__(

@@ -85,6 +85,14 @@ def caption_detail(
         "a shiny red circle"              s = 3, n = 4         3/4 * 3/6 = 0.375
         "a red square and a blue circle"  s = 0                            0
         "red circle blue square"          s = 4, n = 7         4/7 * 4/6 = 0.381   (circle, blue): unsupported
+
+    Example:
+        >>> from rewards import caption_detail
+        >>> references = ["a red circle and a blue square"]
+        >>> caption_detail("a red circle", references)
+        0.5
+        >>> caption_detail("a red square and a blue circle", references)
+        0.0
     """
     known = support(tuple(references), tuple(keywords), stop_words)
     all_words, links = content_words_and_links(caption, stop_words)
@@ -127,7 +135,14 @@ def detail_reward(
     keywords: list[Any] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """`caption_detail` in TRL's protocol; None where a row has neither references nor keywords."""
+    """`caption_detail` in TRL's protocol; None where a row has neither references nor keywords.
+
+    Example:
+        >>> from rewards import detail_reward
+        >>> references = ["a red circle and a blue square", None]
+        >>> detail_reward(None, ["a red circle", "a red circle"], references=references)
+        [0.5, None]
+    """
     count = len(completions)
     keyword_rows = text_column(keywords or [None] * count, "keywords", count, may_be_empty=True)
     if references is None and keywords is not None:

@@ -25,6 +25,12 @@ class RegexReward:
     Patterns are in the syntax of `re` and find line breaks only where they say so (`(?s)` lets a dot match
     them). A match that takes longer than `seconds` is an error, not a verdict: some texts make a pattern with
     repeats inside repeats run for years, and a policy may find them.
+
+    Example:
+        >>> from rewards import RegexReward
+        >>> reward = RegexReward("^(yes|no)", ignore_case=True)
+        >>> reward(None, ["Yes, two.", "I think no"])
+        [1.0, 0.0]
     """
 
     def __init__(
@@ -101,6 +107,12 @@ class FormatReward:
         "<think></think><answer>2</answer>"                 0    empty; 1 with `may_be_empty`
         "Well: <think>two</think><answer>2</answer>"        0    text outside; 1 with `text_outside`
         "<think>two<answer>2</answer></think>"              0    nested
+
+    Example:
+        >>> from rewards import FormatReward
+        >>> reward = FormatReward(["think", "answer"])
+        >>> reward(None, ["<think>one and one</think> <answer>2</answer>", "<answer>2</answer>"])
+        [1.0, 0.0]
     """
 
     def __init__(

@@ -63,6 +63,15 @@ class JudgeReward:
     An instance is an asynchronous reward in TRL's protocol. `log_extra` receives `reason` and `failure` (the
     kind, or ""), `log_metric` `judge/failed_share`, `judge/failed/<kind>`, `judge/requests`, `judge/retries`
     and `judge/cache_hits`.
+
+    Example:
+        >>> from rewards import JudgeReward
+        >>> criteria = "how many of the objects in the picture the caption names"
+        >>> reward = JudgeReward("http://localhost:8000/v1", "my-judge", criteria=criteria, api_key_env=None)
+        >>> reward
+        JudgeReward(base_url='http://localhost:8000/v1', model='my-judge')
+        >>> print(reward.system.splitlines()[0])  # how what the judge is told begins
+        You judge an answer. The criterion is how many of the objects in the picture the caption names.
     """
 
     def __init__(

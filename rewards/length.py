@@ -21,6 +21,11 @@ def excess_length(
     0 up to the target, 1 from twice the target on. Lengths count words and punctuation marks, as BLEU does,
     so that padding with dots is seen. The target is `target_length`, else the length of the longest
     reference.
+
+    Example:
+        >>> from rewards import excess_length
+        >>> [excess_length("word " * count, target_length=4) for count in (3, 4, 5, 6, 8, 20)]
+        [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
     """
     if target_length is None:
         if not references:
@@ -39,7 +44,15 @@ def length_penalty(
     target_length: int | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """Minus `excess_length` in TRL's protocol; None where a row has no references and there is no target."""
+    """Minus `excess_length` in TRL's protocol; None where a row has no references and there is no target.
+
+    Example:
+        >>> from rewards import length_penalty
+        >>> length_penalty(None, ["a cat on a mat now", "a cat"], references=["a black cat on", None])
+        [-0.5, None]
+        >>> length_penalty(None, ["a cat on a mat"], target_length=4)
+        [-0.25]
+    """
     if target_length is not None:
         return [-excess_length(completion_text(text), target_length=target_length) for text in completions]
     rows = text_column(references, "references", len(completions))
@@ -67,6 +80,12 @@ class LengthReward:
 
     The slope lets a policy feel its way back; a hard edge would give the same to all that are outside. A
     target length is a range with both ends the same.
+
+    Example:
+        >>> from rewards import LengthReward
+        >>> reward = LengthReward(min_length=2, max_length=4, slope=0.25)
+        >>> reward(None, ["cat", "a black cat", "a black cat on a mat"])
+        [-0.25, 0.0, -0.5]
     """
 
     def __init__(

@@ -16,6 +16,11 @@ def distinct_n(words: Sequence[str], n: int) -> float | None:
     """Distinct-n (Li et al. 2016, arXiv:1510.03055): distinct n-grams / all n-grams, in (0, 1].
 
     None for fewer than n words, which have no n-gram. "a b a b a" has 4 bigrams, 2 of them distinct: 0.5.
+
+    Example:
+        >>> from rewards import distinct_n
+        >>> distinct_n("a b a b a".split(), 2)
+        0.5
     """
     if n < 1:
         raise ValueError(f"`n` must be at least 1; got {n}.")
@@ -29,6 +34,11 @@ def loop_share(words: Sequence[str], longest_block: int) -> float:
     A loop is a block of up to `longest_block` words said at least three times in a row; its first block is
     not counted. The longest loop counts. "a a a a" has 3 of 4, "very very small" has none, "red cat red cat
     red cat sat" 4 of 7.
+
+    Example:
+        >>> from rewards import loop_share
+        >>> loop_share("a a a a".split(), 3), loop_share("very very small".split(), 3)
+        (0.75, 0.0)
     """
     longest = 0
     for block in range(1, longest_block + 1):
@@ -51,6 +61,12 @@ class RepetitionPenalty:
         "a red circle and a red circle"   5 trigrams, 4 distinct    -0.2
         "a a a a"                         2 trigrams, 1 distinct; 3 of 4 words loop    -0.75
         "a red circle", "very very", ""    0
+
+    Example:
+        >>> from rewards import RepetitionPenalty
+        >>> reward = RepetitionPenalty(n=3)
+        >>> reward(None, ["a red circle", "a a a a", "very very small"])
+        [0.0, -0.75, 0.0]
     """
 
     def __init__(self, n: int = 3, *, max_penalty: float = 1.0) -> None:

@@ -76,6 +76,14 @@ def sentence_rouge_l(
         references: One text at least.
         tokenize: "13a" (lower-cased words and punctuation marks) or "none" (pre-tokenised text).
         beta: Weight of recall.
+
+    Example:
+        >>> from rewards import sentence_rouge_l
+        >>> sentence_rouge_l("a red circle", ["a red circle"])
+        1.0
+        >>> references = ["a red circle"]  # the order of words counts
+        >>> sentence_rouge_l("a circle", references) > sentence_rouge_l("circle a", references)
+        True
     """
     found = reference_positions(tuple(references), tokenize)
     words = tokenizer(tokenize)(caption)
@@ -89,7 +97,14 @@ def sentence_rouge_l(
 
 
 class RougeLReward:
-    """`sentence_rouge_l` in TRL's protocol; None where a row's references are None."""
+    """`sentence_rouge_l` in TRL's protocol; None where a row's references are None.
+
+    Example:
+        >>> from rewards import RougeLReward
+        >>> reward = RougeLReward()
+        >>> reward(None, ["a red circle", "a dog", "a dog"], references=["a red circle", "one cat", None])
+        [1.0, 0.0, None]
+    """
 
     def __init__(self, references_column: str = "references", tokenize: str = "13a") -> None:
         """Name the column with the references and the tokeniser."""

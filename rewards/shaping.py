@@ -25,6 +25,11 @@ def shaped_reward(reward: float, potential: float, *, beta: float) -> float:
         R'(s, a) = R(s, a) + beta * Phi(s, a)
 
     Phi counts for itself: a policy that earns more of it at the price of R may become the best one.
+
+    Example:
+        >>> from rewards import shaped_reward
+        >>> shaped_reward(1.0, 0.5, beta=0.5)
+        1.25
     """
     return reward + beta * potential
 
@@ -46,6 +51,12 @@ def potential_differences(potentials: Sequence[float], *, discount: float) -> li
     Args:
         potentials: Phi of the T + 1 states before the first token, after the first, ..., after the last.
         discount: gamma of the returns that the rewards are summed to; with another one nothing telescopes.
+
+    Example:
+        >>> from rewards import potential_differences
+        >>> hints = potential_differences([0.25, 0.5, 1.0], discount=1.0)
+        >>> hints, sum(hints)  # the sum is -Phi(s_0), whatever was said on the way
+        ([0.25, -0.5], -0.25)
     """
     if not potentials:
         raise ValueError("`potentials` is empty; give those of all T + 1 states, the first one included.")
@@ -71,6 +82,13 @@ class ShapedReward(MadeOfParts):
     None where R cannot judge; R alone where Phi cannot. Logged apart: `reward`, `potential`. If R keeps
     statistics over processes (`evidence`, `settle`), so does this one; if a part is asynchronous, the object
     is an `AsyncShapedReward`.
+
+    Example:
+        >>> from rewards import ExactMatch, KeywordCoverage, ShapedReward
+        >>> reward = ShapedReward(ExactMatch(), KeywordCoverage(), beta=0.5)
+        >>> answers, keywords = ["a red circle"] * 2, [["red", "circle"]] * 2
+        >>> reward(None, ["a red circle", "a circle"], answer=answers, keywords=keywords)
+        [1.5, 0.25]
     """
 
     evidence: Callable[..., Any]
@@ -144,6 +162,14 @@ class PotentialShaping(MadeOfParts):
 
     A trainer without rewards per token gets that sum. It depends on the prompt alone, so it moves no
     comparison between completions of one prompt and leaves their policy gradient as it is.
+
+    Example:
+        >>> from rewards import KeywordCoverage, PotentialShaping
+        >>> reward = PotentialShaping(KeywordCoverage())
+        >>> prefixes = [["", "a", "a red", "a red circle", "a red circle."]]  # after each token
+        >>> texts = ["a red circle."]
+        >>> reward.token_rewards(None, texts, prefixes, discount=1.0, keywords=[["red", "circle"]])
+        [[0.0, 0.0, 0.5, -0.5]]
     """
 
     def __init__(self, potential: Reward, weight: float = 1.0, *, complete_words: bool = True) -> None:

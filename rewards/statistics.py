@@ -16,7 +16,15 @@ EPSILON = 1e-8
 
 @dataclass(slots=True)
 class RunningStatistics:
-    """Count, mean, spread and range of all numbers seen, without keeping them."""
+    """Count, mean, spread and range of all numbers seen, without keeping them.
+
+    Example:
+        >>> from rewards import RunningStatistics
+        >>> seen = RunningStatistics.of([1.0, 2.0, None])
+        >>> seen.merge(RunningStatistics.of([3.0, 6.0]))  # of another process
+        >>> seen.count, seen.mean, seen.minimum, seen.maximum
+        (4, 3.0, 1.0, 6.0)
+    """
 
     count: int = 0
     mean: float = 0.0

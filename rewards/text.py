@@ -32,7 +32,13 @@ _POSSESSIVE = re.compile(r"['\u2019]s$")
 
 
 def completion_text(completion: Completion) -> str:
-    """The text of a completion: the string, or the text of its last message (a string or content blocks)."""
+    """The text of a completion: the string, or the text of its last message (a string or content blocks).
+
+    Example:
+        >>> from rewards import completion_text
+        >>> completion_text("a cat"), completion_text([{"role": "assistant", "content": "a cat"}])
+        ('a cat', 'a cat')
+    """
     if isinstance(completion, str):
         return completion
     content = completion[-1].get("content") if completion else ""

@@ -7,11 +7,14 @@ from pathlib import Path
 from mmft.cli.agent_folder import gather_usage, report
 from mmft.cli.agent_setup import look_at_both, make_agent_trainer, opening, play_after, play_before
 from mmft.cli.console import is_main_process, say
+from mmft.cli.final_push import announce_push, push_finished
 from mmft.cli.launch import CONFIG_FILE, train
 from mmft.cli.loading import load_policy
 from mmft.config import RunConfig
 from mmft.errors import ConfigError
+from mmft.report.agent_card import EPISODE_FILE
 from mmft.report.agent_record import RANDOM, AgentOutcome
+from mmft.trainers.tracked_samples import EPISODES, track_picture
 
 
 def run(config: RunConfig) -> int:
@@ -28,6 +31,7 @@ def run(config: RunConfig) -> int:
         config.save(folder / CONFIG_FILE)
     trainer = make_agent_trainer(config, backbone)
     say(opening(config, looked, trainer.agent))
+    announce_push(config.training, trainer.hub_model_id)
     say("playing before training ...")
     before = play_before(trainer)
     if before.name == RANDOM:
@@ -39,4 +43,5 @@ def run(config: RunConfig) -> int:
     usage = gather_usage(trainer)
     if trainer.is_world_process_zero():
         report(config, trainer, looked, AgentOutcome(before, after, blanked, seconds), usage)
-    return 0
+        track_picture(trainer, EPISODES, folder / EPISODE_FILE)
+    return push_finished(config.training, trainer.hub_model_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from accelerate.utils import gather_object
 
 from mmft.cli.agent_setup import Looked, environment_maker, environment_name, method
 from mmft.cli.console import say, table
+from mmft.cli.explain_finished import explain_decisions
 from mmft.cli.launch import CONFIG_FILE, SUMMARY_FILE
 from mmft.cli.loading import model_and_adapter
+from mmft.cli.report_command import write_page
 from mmft.config import RunConfig
 from mmft.engine.actor_critic import evaluating
 from mmft.engine.agent import VLMAgent
@@ -33,7 +35,8 @@ from mmft.report.agent_record import (
 )
 from mmft.report.episode_pictures import draw_gif, draw_strip
 from mmft.report.episodes import record_episodes
-from mmft.report.record import read_json_lines, versions, write_json, write_json_lines
+from mmft.report.page_data import REPORT_FILE
+from mmft.report.record import hardware, read_json_lines, versions, write_json, write_json_lines
 from mmft.trainers.agent import EVALUATION_SEED, AgentTrainer
 from mmft.trainers.callbacks import METRICS_FILE
 from mmft.trainers.dqn import DQNTrainer
@@ -80,14 +83,16 @@ def report(
     warnings += restart_warnings(usage)
     summary = summarize(config, trainer, looked, outcome, usage) | {"warnings": warnings}
     summary["intervals"] = intervals(outcome.evaluations, resampling)
+    summary["modality_use"] = explain_decisions(config, trainer, folder)
     write_json(folder / SUMMARY_FILE, summary)
     records = [record for played in outcome.evaluations for record in played.records()]
     write_json_lines(folder / EPISODES_FILE, records)
     header, rows = result_table(outcome.evaluations, resampling)
     say("\n" + table(header, rows))
     pictures = [*draw_run(folder, outcome), *draw_episodes(config, trainer, folder)]
-    page = card(config, trainer.agent, (header, rows), warnings, pictures)
+    page = card(config, trainer.agent, (header, rows), summary, pictures)
     (folder / "README.md").write_text(page, encoding="utf-8")
+    write_page(folder)
     say("\n" + closing(folder, summary))
 
 
@@ -125,6 +130,7 @@ def summarize(
         "feature_widths": agent.transforms.widths,
         "num_processes": trainer.accelerator.num_processes,
         "device": str(trainer.args.device),
+        "hardware": hardware(),
         "versions": versions(GYMNASIUM),
     }
 
@@ -196,7 +202,7 @@ def card(
     config: RunConfig,
     agent: VLMAgent,
     results: tuple[Sequence[str], Sequence[Sequence[str]]],
-    warnings: Sequence[str],
+    summary: Mapping[str, Any],
     pictures: Sequence[str],
 ) -> str:
     """The run's model card."""
@@ -213,8 +219,10 @@ def card(
             table=results,
             settings=config.resolved(),
             versions=versions(GYMNASIUM),
-            warnings=warnings,
+            warnings=summary["warnings"],
             pictures=pictures,
+            means=summary["after"],
+            summary=summary,
         )
     )
 
@@ -241,8 +249,8 @@ def closing(folder: Path, summary: dict[str, Any]) -> str:
     if buffer is not None:
         lines.append(f"buffer: {buffer['holds']}")
     names = (
-        SUMMARY_FILE, EPISODES_FILE, METRICS_FILE, CURVES_FILE, EPISODE_FILE, MOVING_FILE, CONFIG_FILE,
-        "README.md",
+        REPORT_FILE, SUMMARY_FILE, EPISODES_FILE, METRICS_FILE, CURVES_FILE, EPISODE_FILE, MOVING_FILE,
+        CONFIG_FILE, "README.md",
     )  # fmt: skip
     written = [name for name in names if (folder / name).is_file() or name == "README.md"]
     lines.append(f"{folder}/ holds the agent and {', '.join(written)}")

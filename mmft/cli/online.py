@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from mmft.cli.console import is_main_process, say
 from mmft.cli.evaluate_inputs import Metrics, load_metrics
 from mmft.cli.evaluate_report import completions
+from mmft.cli.final_push import announce_push, push_finished
 from mmft.cli.launch import CONFIG_FILE, opening, train
 from mmft.cli.loading import held_out_prompts, load_policy, train_prompts
 from mmft.cli.policies import load_rewards, make_trainer
 from mmft.cli.run_folder import report
 from mmft.config import RunConfig
 from mmft.report.record import Evaluation, Outcome
+from mmft.trainers.modality_use import held_out_use
 from mmft.trainers.online import OnlineTrainer
 
 
@@ -26,6 +29,7 @@ def run(config: RunConfig) -> int:
     if is_main_process():
         config.save(folder / CONFIG_FILE)
     say(opening(config, backbone, len(train_rows), len(held_out or [])))
+    announce_push(config.training)
     trainer = make_trainer(config, backbone, rewards, train_rows, held_out)
     before = evaluate(trainer, "before", metrics)
     seconds = train(trainer)
@@ -33,7 +37,7 @@ def run(config: RunConfig) -> int:
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         report(config, trainer, held_out, Outcome(before, after, seconds))
-    return 0
+    return push_finished(config.training, trainer.hub_model_id)
 
 
 def evaluate(trainer: OnlineTrainer, when: str, metrics: Metrics | None) -> Evaluation | None:
@@ -42,5 +46,7 @@ def evaluate(trainer: OnlineTrainer, when: str, metrics: Metrics | None) -> Eval
         return None
     say(f"scoring held-out rows {when} training ...")
     evaluation = Evaluation.from_metrics(trainer.evaluate(), trainer.eval_samples)
-    # The first process alone writes and prints.
-    return evaluation.with_corpus(metrics.of(completions(evaluation))) if is_main_process() else evaluation
+    if not is_main_process():  # the first process alone writes and prints
+        return evaluation
+    evaluation = evaluation.with_corpus(metrics.of(completions(evaluation)))
+    return dataclasses.replace(evaluation, modality_use=held_out_use(trainer))

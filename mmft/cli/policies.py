@@ -14,6 +14,7 @@ from mmft.engine.scoring import Scores
 from mmft.errors import ConfigError
 from mmft.models.backbone import Backbone
 from mmft.resolve import resolve_rewards
+from mmft.trainers.collector import Judged
 from mmft.trainers.experience import Experience
 from mmft.trainers.online import OnlineTrainer
 from mmft.trainers.registry import ALGORITHMS
@@ -90,6 +91,10 @@ class AnsweringPolicy(OnlineTrainer):
     def add_targets(self, experience: Experience) -> Experience:
         """Nothing trains."""
         raise ConfigError("this policy only answers; train it with the trainer of an algorithm.")
+
+    def held_out_tokens(self, judged: Judged) -> list[dict[str, Any]]:
+        """An evaluation is about whole answers."""
+        return []
 
     def compute_policy_loss(self, scores: Scores, batch: Experience, num_tokens: Tensor) -> Tensor:
         """Nothing trains."""

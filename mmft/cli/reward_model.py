@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import ProgressCallback
 
 from mmft.cli.console import is_main_process, say
+from mmft.cli.final_push import announce_push, push_finished
 from mmft.cli.launch import CONFIG_FILE, opening, train
 from mmft.cli.loading import load_policy, load_rows
 from mmft.cli.reward_model_report import report, with_binary_measures
@@ -32,6 +33,7 @@ def run(config: RunConfig) -> int:
     if is_main_process():
         config.save(folder / CONFIG_FILE)
     say(opening(config, backbone, len(train_rows), len(held_out or [])))
+    announce_push(config.training)
     trainer = RewardModelTrainer(
         backbone,
         config.training,
@@ -47,7 +49,7 @@ def run(config: RunConfig) -> int:
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         report(config, trainer, held_out, Outcome(before, after, seconds))
-    return 0
+    return push_finished(config.training, trainer.hub_model_id)
 
 
 class JudgementProgress(ProgressCallback):

@@ -10,13 +10,18 @@ from typing import Any
 from datasets import Dataset
 
 from mmft.cli.console import change_table, said_lines, say, table
+from mmft.cli.kept_samples import kept_of_row, kept_places
 from mmft.cli.launch import CONFIG_FILE, SUMMARY_FILE
 from mmft.cli.loading import model_and_adapter
+from mmft.cli.report_command import write_page
 from mmft.config import RewardModelScriptConfig, RunConfig
+from mmft.data.rows import PromptDataset
 from mmft.evaluation.binary import binary_report, is_binary
+from mmft.report.page_data import REPORT_FILE
 from mmft.report.record import (
     Evaluation,
     Outcome,
+    hardware,
     spread,
     versions,
     write_json,
@@ -50,24 +55,27 @@ def report(
     groups = group_changes(config.script, held_out, outcome)
     summary = summarize(trainer, outcome, groups)
     write_json(folder / SUMMARY_FILE, summary)
-    (folder / "README.md").write_text(card(config, outcome, groups), encoding="utf-8")
+    (folder / "README.md").write_text(card(config, outcome, groups, summary), encoding="utf-8")
     if held_out is not None and outcome.before and outcome.after:
         records = row_records(config.script, held_out, outcome)
-        write_json_lines(folder / SAMPLES_FILE, records)
+        write_json_lines(folder / SAMPLES_FILE, with_pictures(folder, config.script, held_out, records))
         say("\n" + change_table(outcome.changes))
         if groups:
             say("\n" + group_table(str(config.script.group_column), groups))
         say("\n" + "\n".join(story(outcome.after.samples, records, config.script.num_samples)))
+    write_page(folder)
     say("\n" + closing(folder, summary, reward_entry(str(folder), config.resolved())))
 
 
 def summarize(trainer: RewardModelTrainer, outcome: Outcome, groups: Sequence[GroupChange]) -> dict[str, Any]:
     """What summary.json holds."""
     verification = trainer.inputs.verification
+    num_rows = len(outcome.after.samples) if outcome.after else 0
     return {
         "before": outcome.before.means if outcome.before else None,
         "after": outcome.after.means if outcome.after else None,
-        "held_out_rows": len(outcome.after.samples) if outcome.after else 0,
+        "held_out_rows": num_rows,
+        "kept_samples": len(kept_places(num_rows)),
         "groups": {
             each.name: {"rows": each.num_rows, "before": each.before, "after": each.after} for each in groups
         },
@@ -78,6 +86,7 @@ def summarize(trainer: RewardModelTrainer, outcome: Outcome, groups: Sequence[Gr
         "packed_reason": verification.reason if verification else "no row was read",
         "num_processes": trainer.accelerator.num_processes,
         "device": str(trainer.args.device),
+        "hardware": hardware(),
         "versions": versions(),
     }
 
@@ -166,6 +175,21 @@ def row_records(script: RewardModelScriptConfig, held_out: Dataset, outcome: Out
     return records
 
 
+def with_pictures(
+    folder: Path, script: RewardModelScriptConfig, held_out: Dataset, records: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The records that the folder keeps, and what was shown with them, made small and written beside them."""
+    prompts = PromptDataset(
+        held_out, name="held out", instruction=script.instruction, system_prompt=script.system_prompt
+    )
+    kept = []
+    for place in kept_places(len(records)):
+        record = records[place]
+        told = kept_of_row(folder, place, prompts[record["key"][1]], without=(*TOLD, *record))
+        kept.append(told | record)
+    return kept
+
+
 def _judgement(sample: Sample) -> dict[str, Any]:
     return {name: value for name, value in sample.items() if name not in (*TOLD, "row")}
 
@@ -201,7 +225,8 @@ def _said(sample: Sample, record: Mapping[str, Any]) -> str:
 
 def closing(folder: Path, summary: Mapping[str, Any], entry: str) -> str:
     """How long it took, where everything is and how to go on."""
-    files = (SUMMARY_FILE, METRICS_FILE, CONFIG_FILE, "README.md")
+    files = [name for name in (REPORT_FILE,) if (folder / name).is_file()]
+    files += [SUMMARY_FILE, METRICS_FILE, CONFIG_FILE, "README.md"]
     return (
         f"{summary['steps']} steps in {summary['wall_seconds']:.0f} s\n"
         f"{folder}/ holds the reward model and {', '.join(files)}\n"
@@ -209,7 +234,9 @@ def closing(folder: Path, summary: Mapping[str, Any], entry: str) -> str:
     )
 
 
-def card(config: RunConfig, outcome: Outcome, groups: Sequence[GroupChange]) -> str:
+def card(
+    config: RunConfig, outcome: Outcome, groups: Sequence[GroupChange], summary: Mapping[str, Any]
+) -> str:
     """The run's model card."""
     return reward_model_card(
         RewardModelFacts(
@@ -224,5 +251,6 @@ def card(config: RunConfig, outcome: Outcome, groups: Sequence[GroupChange]) -> 
             group_column=config.script.group_column,
             num_rows=len(outcome.after.samples) if outcome.after else 0,
             versions=versions(),
+            summary=summary,
         )
     )

@@ -7,30 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from mmft.cli.console import change_table, said_lines, say
+from mmft.cli.explain_finished import explain_answers
+from mmft.cli.kept_samples import keep_samples, kept_places, row_record
 from mmft.cli.launch import CONFIG_FILE, SUMMARY_FILE
 from mmft.cli.loading import merged_folder, model_and_adapter
 from mmft.cli.policies import is_offline, method
+from mmft.cli.report_command import write_page
 from mmft.config import RunConfig
 from mmft.data.rows import PromptDataset
 from mmft.engine.judging import RewardSuite
 from mmft.evaluation.bootstrap import Resampling
 from mmft.evaluation.health import health_warnings, reward_health
 from mmft.report.card import CardFacts, model_card
+from mmft.report.card_parts import CardSample
+from mmft.report.card_samples import card_samples
 from mmft.report.curves import GIVEN, POLICY, draw_curves, draw_overview
+from mmft.report.page_data import REPORT_FILE
 from mmft.report.record import (
     METRIC,
     Outcome,
+    hardware,
     masked_samples,
-    paired_samples,
     read_json_lines,
     spread,
     versions,
     write_json,
-    write_json_lines,
 )
 from mmft.report.statistics import answers, compare_evaluations
 from mmft.tiny import CAPTIONER_NAME
 from mmft.trainers.callbacks import METRICS_FILE, SAMPLES_FILE
+from mmft.trainers.modality_use import modality_warnings
 from mmft.trainers.online import OnlineTrainer
 
 CURVES_FILE = "curves.png"
@@ -47,7 +53,7 @@ def report(
     judged = judge_training(outcome, unoptimised_measures(weights_of(trainer.eval_suite), means), resampling)
     summary = summarize(config.script.algorithm, trainer, outcome) | judged
     write_json(folder / SUMMARY_FILE, summary)
-    page = card(config, trainer, outcome, judged["warnings"])
+    page = card(config, trainer, outcome, summary, card_samples(held_out, outcome, folder))
     (folder / "README.md").write_text(page, encoding="utf-8")
     history = read_json_lines(folder / METRICS_FILE)
     changes = outcome.changes
@@ -55,13 +61,14 @@ def report(
     source = GIVEN if is_offline(config) else POLICY
     draw_curves(history, folder / CURVES_FILE, ends, source)
     if held_out is not None and outcome.before and outcome.after:
-        samples = paired_samples(row_records(held_out), outcome.before, outcome.after)
-        write_json_lines(folder / SAMPLES_FILE, samples)
+        samples, places = keep_samples(folder, held_out, outcome), kept_places(len(held_out))
         shown = spread(config.script.num_samples, len(samples))
-        drawn = [(picture(held_out, index), *captions(samples[index])) for index in shown]
+        drawn = [(picture(held_out, places[index]), *captions(samples[index])) for index in shown]
         draw_overview(history, drawn, folder / OVERVIEW_FILE, ends, source)
         say("\n" + change_table(changes))
         say("\n" + "\n".join(story(samples[index]) for index in shown))
+        explain_answers(trainer, held_out, samples, [(index, places[index]) for index in shown], folder)
+    write_page(folder)
     say("\n" + closing(folder, summary))
 
 
@@ -70,6 +77,7 @@ def summarize(algorithm: str, trainer: OnlineTrainer, outcome: Outcome) -> dict[
     verification = trainer.collector.verification
     name = "rewards/unjudged_share"
     unjudged = [line[name] for line in trainer.state.log_history if name in line]
+    num_rows = len(outcome.after.samples) if outcome.after else 0
     return {
         "algorithm": algorithm,
         "trainer": type(trainer).__name__,
@@ -77,7 +85,9 @@ def summarize(algorithm: str, trainer: OnlineTrainer, outcome: Outcome) -> dict[
         "reference": trainer.needs_reference(trainer.args),
         "before": outcome.before.means if outcome.before else None,
         "after": outcome.after.means if outcome.after else None,
-        "held_out_rows": len(outcome.after.samples) if outcome.after else 0,
+        "held_out_rows": num_rows,
+        "kept_samples": len(kept_places(num_rows)),
+        "reward_weights": weights_of(trainer.eval_suite),
         "eval_temperature": trainer.args.eval_temperature,
         "steps": trainer.state.global_step,
         "wall_seconds": round(outcome.seconds, 2),
@@ -86,11 +96,22 @@ def summarize(algorithm: str, trainer: OnlineTrainer, outcome: Outcome) -> dict[
         "sampler_difference": verification.sampler_difference if verification else None,
         "packed_reason": verification.reason if verification else "no completion was sampled",
         "feature_cache_hit_rate": trainer.collector.encoder.cache.hit_rate,
+        "modality_use": modality_use(outcome),
         "unjudged_share": sum(unjudged) / len(unjudged) if unjudged else 0.0,
         "masked_samples": masked_samples(trainer.state.log_history),
         "num_processes": trainer.accelerator.num_processes,
         "device": str(trainer.args.device),
+        "hardware": hardware(),
         "versions": versions(),
+    }
+
+
+def modality_use(outcome: Outcome) -> dict[str, Any]:
+    """How much held-out answers hang on their pictures; None where that was not measured."""
+    told = {"before": outcome.before, "after": outcome.after}
+    return {
+        when: each.modality_use.record() if each and each.modality_use else None
+        for when, each in told.items()
     }
 
 
@@ -109,12 +130,19 @@ def judge_training(outcome: Outcome, watched: list[str], resampling: Resampling)
     corpus = outcome.after.corpus
     return {
         "differences": {name: each.difference for name, each in compared.items()},
+        "outcomes": {
+            name: {"wins": each.wins, "ties": each.ties, "losses": each.losses}
+            for name, each in compared.items()
+        },
         "signatures": corpus.signatures if corpus else {},
         "health": {
             "before": reward_health(before, resampling),
             "after": reward_health(after, resampling),
         },
-        "warnings": health_warnings(before, after, watched=watched, resampling=resampling),
+        "warnings": [
+            *health_warnings(before, after, watched=watched, resampling=resampling),
+            *modality_warnings(outcome.before.modality_use, outcome.after.modality_use),
+        ],
     }
 
 
@@ -144,16 +172,7 @@ def _family(metric: str) -> str:
 
 def row_records(rows: PromptDataset) -> list[dict[str, Any]]:
     """Held-out rows as samples.jsonl names them."""
-    records = []
-    for index in range(len(rows)):
-        row = rows[index]
-        told = {
-            name: row.columns[name]
-            for name in ("references", "keywords")
-            if row.columns.get(name) is not None
-        }
-        records.append({"key": row.key, "prompt": row.prompt} | told)
-    return records
+    return [row_record(rows[index]) for index in range(len(rows))]
 
 
 def picture(rows: PromptDataset, index: int) -> Any:
@@ -183,7 +202,10 @@ def closing(folder: Path, summary: dict[str, Any]) -> str:
     warned = [f"WARNING {text}" for text in summary["warnings"]]
     if summary["masked_samples"]:
         warned.append(f"left out of training: {masked_text(summary['masked_samples'])}")
-    files = (SUMMARY_FILE, SAMPLES_FILE, METRICS_FILE, CURVES_FILE, OVERVIEW_FILE, CONFIG_FILE, "README.md")
+    files = (
+        REPORT_FILE, SUMMARY_FILE, SAMPLES_FILE, METRICS_FILE, CURVES_FILE, OVERVIEW_FILE, CONFIG_FILE,
+        "README.md",
+    )  # fmt: skip
     written = [name for name in files if (folder / name).is_file()]  # without held-out rows there are fewer
     return "".join(f"{line}\n" for line in warned) + (
         f"{summary['steps']} steps in {summary['wall_seconds']:.0f} s; scoring: {packed}\n"
@@ -199,7 +221,13 @@ def masked_text(masked: Mapping[str, int]) -> str:
     )
 
 
-def card(config: RunConfig, trainer: OnlineTrainer, outcome: Outcome, warnings: Sequence[str] = ()) -> str:
+def card(
+    config: RunConfig,
+    trainer: OnlineTrainer,
+    outcome: Outcome,
+    summary: Mapping[str, Any],
+    samples: Sequence[CardSample],
+) -> str:
     """The run's model card."""
     base, adapter = model_and_adapter(config)
     return model_card(
@@ -213,7 +241,10 @@ def card(config: RunConfig, trainer: OnlineTrainer, outcome: Outcome, warnings: 
             method=method(config),
             settings=config.resolved(),
             changes=outcome.changes,
-            warnings=warnings,
+            warnings=summary["warnings"],
+            differences=summary["differences"],
+            samples=samples,
+            summary=summary,
             num_rows=len(outcome.after.samples) if outcome.after else 0,
             versions=versions(),
             adapter=trainer.actor_critic.backbone.has_adapters,

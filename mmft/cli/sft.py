@@ -11,13 +11,17 @@ from datasets import Dataset
 from transformers import ProgressCallback
 
 from mmft.cli.console import is_main_process, say
+from mmft.cli.final_push import push_finished, take_over_push
 from mmft.cli.launch import CONFIG_FILE, SUMMARY_FILE, opening, save_merged, train
-from mmft.cli.loading import load_policy, load_rows
+from mmft.cli.loading import load_policy, load_rows, model_and_adapter
+from mmft.cli.report_command import write_page
 from mmft.config import RunConfig, SFTScriptConfig
 from mmft.data.rows import PromptDataset
 from mmft.errors import ConfigError, DataError
 from mmft.models.adapters import can_merge, save_beside
-from mmft.report.record import versions, write_json
+from mmft.report.card import CardFacts, model_card
+from mmft.report.record import Change, hardware, versions, write_json
+from mmft.tiny import CAPTIONER_NAME
 from mmft.trainers.callbacks import RunFiles
 from mmft.trl_bridge import SFTTrainer
 
@@ -42,6 +46,7 @@ def run(config: RunConfig) -> int:
     if is_main_process():
         config.save(folder / CONFIG_FILE)
     say(opening(config, backbone, len(train_rows), len(held_out or [])))
+    repository = take_over_push(config.training)
     # TRL would drop the columns that the lessons' transform turns into messages.
     config.training.remove_unused_columns = False
     trainer = SFTTrainer(
@@ -66,17 +71,52 @@ def run(config: RunConfig) -> int:
         whole = folder / "merged"
         save_merged(trainer, backbone, whole)
     if trainer.is_world_process_zero():
-        summary = {
-            "before": {"loss": before},
-            "after": {"loss": after},
-            "steps": trainer.state.global_step,
-            "wall_seconds": round(seconds, 2),
-            "num_processes": trainer.accelerator.num_processes,
-            "versions": versions(),
-        }
+        summary = summarize(trainer, before, after, seconds) | {"held_out_rows": len(held_out or [])}
         write_json(folder / SUMMARY_FILE, summary)
+        page = card(config, summary, adapter=backbone.has_adapters)
+        (folder / "README.md").write_text(page, encoding="utf-8")
+        write_page(folder)
         say(closing(folder, whole, summary, trains_on=mergeable))
-    return 0
+    return push_finished(config.training, repository, wanted=repository is not None)
+
+
+def summarize(
+    trainer: SFTTrainer, before: float | None, after: float | None, seconds: float
+) -> dict[str, Any]:
+    """What summary.json holds."""
+    return {
+        "before": {"loss": before},
+        "after": {"loss": after},
+        "steps": trainer.state.global_step,
+        "wall_seconds": round(seconds, 2),
+        "num_processes": trainer.accelerator.num_processes,
+        "device": str(trainer.args.device),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def card(config: RunConfig, summary: dict[str, Any], *, adapter: bool) -> str:
+    """The run's model card."""
+    base = model_and_adapter(config)[0]
+    before, after = summary["before"]["loss"], summary["after"]["loss"]
+    return model_card(
+        CardFacts(
+            algorithm="sft",
+            method="supervised fine-tuning (TRL's SFTTrainer)",
+            folder=str(config.training.output_dir),
+            base=base,
+            dataset=str(config.script.dataset_name),
+            rewards=[],
+            settings=config.resolved(),
+            changes=[] if before is None or after is None else [Change("loss", before, after)],
+            num_rows=summary["held_out_rows"],
+            versions=summary["versions"],
+            adapter=adapter,
+            packaged_base=base == CAPTIONER_NAME,
+            summary=summary,
+        )
+    )
 
 
 class LossProgress(ProgressCallback):

@@ -42,6 +42,18 @@ def to_messages(prompt: Prompt, num_images: int, system_prompt: str | None = Non
     return messages
 
 
+def prompt_text(prompt: Prompt) -> str:
+    """The words of a prompt; of a conversation each message with its role."""
+    if isinstance(prompt, str):
+        return prompt
+    lines = []
+    for message in prompt:
+        content = message["content"]
+        blocks = [content] if isinstance(content, str) else [each.get("text") for each in content or ()]
+        lines.append(f"{message['role']}: {' '.join(text for text in blocks if text)}")
+    return lines[0].partition(": ")[2] if len(lines) == 1 else "\n".join(lines)
+
+
 def _with_blocks(message: Any) -> Message:
     if not isinstance(message, dict) or message.get("role") not in ROLES or "content" not in message:
         raise DataError(

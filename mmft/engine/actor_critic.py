@@ -41,6 +41,14 @@ class VLMActorCritic(nn.Module):
         backbone: the policy.
         value_head: the critic, or None for critic-free algorithms.
         packed: True shares prompts; False takes the plain path (see `engine.verify`).
+
+    Example:
+        >>> from mmft import VLMActorCritic, load_backbone
+        >>> model = VLMActorCritic(load_backbone("mmft/tiny-captioner", trainable=["projector"]))
+        >>> model.packed, model.value_head is not None  # prompts are shared; there is a critic
+        (True, True)
+        >>> model.frozen_copy is not None  # the reference: the projector is going to move
+        True
     """
 
     def __init__(self, backbone: Backbone, *, critic: bool = True, reference: bool = True) -> None:

@@ -61,6 +61,20 @@ class VLMAgent(BackboneModule):
         q_head: Q(s, a), or None.
         policy_head: pi(a | s), or None.
         value_head: V(s), or None.
+
+    Example:
+        >>> from mmft import VLMAgent, load_backbone, make_environment
+        >>> from mmft.engine.observations import ObservationReader
+        >>> from mmft.models.agent_spec import AgentSpec
+        >>> env = make_environment("mmft/FindObject-v0", {"size": 3})
+        >>> reader = ObservationReader(env.observation_space, env.action_space, environment="grid")
+        >>> spec = AgentSpec(kind="q", num_actions=4, modalities=("fused",), feature_scaling="none")
+        >>> agent = VLMAgent(load_backbone("mmft/tiny-captioner", trainable=()), spec)
+        >>> seen = reader.read(*env.reset(seed=0))
+        >>> seen.text, seen.images[0].size
+        ('go to the purple square', (64, 64))
+        >>> agent([seen]).q.shape  # the value of each action in this state
+        torch.Size([1, 4])
     """
 
     def __init__(
@@ -261,6 +275,17 @@ def load_agent(
 
     Raises:
         ConfigError: the folder holds no agent, or the base model is not named.
+
+    Example:
+        >>> from mmft import DQNConfig, DQNTrainer, load_agent
+        >>> settings = {"total_timesteps": 40, "learning_starts": 20, "num_envs": 4, "buffer_size": 64}
+        >>> args = DQNConfig(output_dir="runs/example", **settings)
+        >>> trainer = DQNTrainer("mmft/tiny-captioner", "mmft/FindObject-v0", args, env_kwargs={"size": 3})
+        >>> _ = trainer.train()
+        >>> trainer.save_model()
+        >>> agent = load_agent("runs/example")
+        >>> agent.spec.kind, agent.spec.num_actions
+        ('q', 4)
     """
     folder = local_folder(path, revision=revision)
     spec = AgentSpec.load(folder)

@@ -37,6 +37,21 @@ class LearnedReward:
     completions it has, and its encoding is kept between calls while the cache has room; a prompt is read once
     per batch that holds completions of it. Completions are judged as text that
     ended. The model is loaded when the first completion comes; its weights never train.
+
+    Example:
+        >>> from mmft import LearnedReward, RewardModelConfig, RewardModelTrainer, load_backbone
+        >>> from mmft.tiny import load_preferences
+        >>> settings = {"max_steps": 2, "dropout": 0.1, "dataloader_pin_memory": False}
+        >>> args = RewardModelConfig(output_dir="runs/judge", **settings)
+        >>> rows = load_preferences("train", 16)
+        >>> trainer = RewardModelTrainer(load_backbone("mmft/tiny-captioner", trainable=()), args, rows)
+        >>> _ = trainer.train()
+        {'train_runtime': ...}
+        >>> trainer.save_model()
+        >>> reward = LearnedReward("runs/judge", penalty=1.0)  # a trainer takes it as any other
+        >>> prompts, pictures = rows[:2]["prompt"], rows[:2]["image"]
+        >>> len(reward(prompts, ["a red circle.", "a dog."], image=pictures))
+        2
     """
 
     def __init__(

@@ -42,6 +42,13 @@ def load_policy(
 
     Raises:
         ConfigError: the folder holds neither an adapter nor a model.
+
+    Example:
+        >>> from mmft import load_policy
+        >>> from mmft.tiny import captioner_path
+        >>> policy = load_policy(captioner_path())  # the folder of a run, or of any model
+        >>> policy.value_head is None, policy.training
+        (True, False)
     """
     folder = local_folder(path, revision=revision)
     adapter = (folder / ADAPTER_FILE).is_file()

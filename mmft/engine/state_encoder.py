@@ -24,6 +24,7 @@ from mmft.errors import ConfigError
 from mmft.models.backbone import Backbone
 from mmft.models.embedding import supported_modalities
 from mmft.models.modalities import Modalities
+from mmft.models.prompts import PromptInputs
 from mmft.types import PromptRow
 
 _KEYS: dict[str, Callable[[Observation], bytes]] = {
@@ -59,6 +60,7 @@ class StateEncoder:
         batch_size: how many observations go through the model together.
         cache_bytes: bound of the cache.
         cache: what frozen weights made of earlier observations.
+        passes: which modalities come of the same forward.
         num_asked: observations that were asked for.
         num_encoded: observations that went through the model.
     """
@@ -106,7 +108,7 @@ class StateEncoder:
         self.cache: FeatureCache[_Tokens] = FeatureCache(cache_bytes)
         with_pictures = tuple(name for name in self.modalities if name != "text")
         words_alone = tuple(name for name in self.modalities if name == "text")
-        self._passes = [names for names in (with_pictures, words_alone) if names]
+        self.passes = [names for names in (with_pictures, words_alone) if names]
 
     @property
     def frozen(self) -> bool:
@@ -139,8 +141,21 @@ class StateEncoder:
             raise ValueError("`observations` is empty; give at least one.")
         self.num_asked += len(observations)
         parts = self._recalled(observations) if self.frozen else self._encoded(observations)
+        return self._side_by_side(parts, observations)
+
+    def encode_anew(self, observations: Sequence[Observation]) -> tuple[Modalities, list[PromptInputs]]:
+        """Embeddings past the cache, in the graph where gradients are on, and what went through the model.
+
+        Each of the inputs takes one forward, of all observations together; nothing is kept or counted."""
+        inputs = [self._inputs(observations, names) for names in self.passes]
+        each = zip(inputs, self.passes, strict=True)
+        parts = [self._pooled(self.backbone.embed(some, names)) for some, names in each]
+        return self._side_by_side(parts, observations), inputs
+
+    def _side_by_side(self, parts: list[Modalities], observations: Sequence[Observation]) -> Modalities:
+        """All modalities of the observations, their numbers among them."""
         if self.num_numbers:
-            parts.append(self._numbers(observations))
+            parts = [*parts, self._numbers(observations)]
         embeddings = {name: part.embeddings[name] for part in parts for name in part.names}
         masks = {name: part.masks[name] for part in parts for name in part.names}
         return Modalities(embeddings, masks).only(tuple(self.widths))
@@ -151,14 +166,14 @@ class StateEncoder:
         self.num_encoded += len(observations)
         return [
             Modalities.cat([self._embed(batch, names) for batch in self._batches(observations)])
-            for names in self._passes
+            for names in self.passes
         ]
 
     def _recalled(self, observations: Sequence[Observation]) -> list[Modalities]:
         """Only what the cache does not hold goes through the model, once."""
         found: dict[Hashable, _Tokens] = {}
         new: set[int] = set()
-        for names in self._passes:
+        for names in self.passes:
             first = self._first_missing(observations, names, found)
             new |= set(first)
             for batch in self._batches([observations[index] for index in first]):
@@ -202,12 +217,16 @@ class StateEncoder:
 
     def _embed(self, observations: Sequence[Observation], names: Sequence[str]) -> Modalities:
         """One forward: `text` alone, or others."""
+        return self._pooled(self.backbone.embed(self._inputs(observations, names), names))
+
+    def _inputs(self, observations: Sequence[Observation], names: Sequence[str]) -> PromptInputs:
+        """What the processor makes of them."""
         processor = self.backbone.processor
         if "text" in names:
-            inputs = process_texts(processor, [_prompt_row(o.text, ()) for o in observations])
-        else:
-            inputs = process_rows(processor, [_prompt_row(o.text, o.images) for o in observations])
-        states = self.backbone.embed(inputs, names)
+            return process_texts(processor, [_prompt_row(o.text, ()) for o in observations])
+        return process_rows(processor, [_prompt_row(o.text, o.images) for o in observations])
+
+    def _pooled(self, states: Modalities) -> Modalities:
         return states.pooled() if self.pooled else states
 
     def _batches(self, observations: Sequence[Observation]) -> Iterator[Sequence[Observation]]:

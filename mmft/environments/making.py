@@ -47,6 +47,17 @@ def make_environment(
 
     Raises:
         ConfigError: nothing of that name, arguments it does not take, or no environment came of it.
+
+    Example:
+        >>> from mmft import make_environment
+        >>> env = make_environment("mmft/FindObject-v0", {"size": 3, "num_objects": 2})
+        >>> observation, info = env.reset(seed=0)
+        >>> observation["mission"], observation["image"].shape, int(env.action_space.n)
+        ('go to the purple square', (64, 64, 3), 4)
+        >>> make_environment("mmft/FindObject-v0", {"sise": 3})
+        Traceback (most recent call last):
+            ...
+        mmft.errors.ConfigError: environment 'mmft/FindObject-v0' has no argument 'sise'. Did you mean ...
     """
     register_environments()
     arguments = dict(kwargs or {})

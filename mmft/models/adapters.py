@@ -189,6 +189,24 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], **options: An
 
     Raises:
         ConfigError: the model has no such weights.
+
+    Example:
+        >>> from peft import LoraConfig
+        >>> from mmft import PPOConfig, PPOTrainer
+        >>> from mmft.tiny import load_scenes
+        >>> from rewards import bleu_reward
+        >>> rows = load_scenes("train", 8).add_column("prompt", ["Describe the picture."] * 8)
+        >>> args = PPOConfig(output_dir="runs/example", max_steps=1)
+        >>> lora = LoraConfig(r=4, target_modules=r".*language_model.*_proj")
+        >>> trainer = PPOTrainer("mmft/tiny-captioner", bleu_reward, args, rows, peft_config=lora)
+        >>> _ = trainer.train()
+        >>> trainer.save_model()
+        >>> from transformers import AutoModelForImageTextToText
+        >>> from mmft.models.adapters import load_adapter
+        >>> from mmft.tiny import captioner_path
+        >>> base = AutoModelForImageTextToText.from_pretrained(captioner_path())
+        >>> load_adapter(base, "runs/example").active_adapters
+        ['default']
     """
     from peft import PeftModel
 

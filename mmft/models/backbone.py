@@ -245,6 +245,15 @@ def load_backbone(
 
     Raises:
         UnsupportedModelError: encoder-decoder models and unknown seams.
+
+    Example:
+        >>> from mmft import load_backbone
+        >>> backbone = load_backbone("mmft/tiny-captioner", trainable=["projector"])
+        >>> weights = [name for name, weight in backbone.base.named_parameters() if weight.requires_grad]
+        >>> sorted({name.split(".")[1] for name in weights})
+        ['multi_modal_projector']
+        >>> backbone.why_not_packed() is None  # completions of a picture share its prompt
+        True
     """
     shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
     path = model_path(name_or_path)

@@ -36,7 +36,7 @@ class _StatesReached(Exception):
 
 def supported_modalities(backbone: Backbone) -> tuple[str, ...]:
     """The modalities that this model can embed."""
-    return (*STATES, *(name for name in PLACED if _placeholder_id(backbone, name) is not None))
+    return (*STATES, *(name for name in PLACED if placeholder_id(backbone, name) is not None))
 
 
 def embed(backbone: Backbone, inputs: PromptInputs, modalities: Sequence[str]) -> Modalities:
@@ -76,7 +76,7 @@ def embed(backbone: Backbone, inputs: PromptInputs, modalities: Sequence[str]) -
         elif name == "fused":
             embeddings[name], masks[name] = _last_token(states, valid)
         else:
-            chosen = valid & (inputs.input_ids == _placeholder_id(backbone, name))
+            chosen = valid & (inputs.input_ids == placeholder_id(backbone, name))
             embeddings[name], masks[name] = _gather_tokens(seam, chosen)
     return Modalities(embeddings, masks)
 
@@ -86,7 +86,7 @@ def embed_text(backbone: Backbone, inputs: PromptInputs) -> Modalities:
     return embed(backbone, inputs, ("text",))
 
 
-def _placeholder_id(backbone: Backbone, name: str) -> int | None:
+def placeholder_id(backbone: Backbone, name: str) -> int | None:
     """The token that stands for one row of this modality's features, if the model has such a modality."""
     config = backbone.base.config
     found: int | None = getattr(config, f"{name}_token_id", None)

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmft.hub.metadata import CardMetadata, Measured, one_line
+from mmft.hub.portable import ROWS_BEGIN, ROWS_END
+from mmft.report.card_parts import code, made_with, sentence
+
 CARD = """\
 ---
-library_name: transformers
-tags: [mmft, {algorithm}, reinforcement-learning, agent]
----
+{metadata}---
 
 # {title}
 
-`{base}` as an agent in `{environment}`, trained by mmft with {method}. {trained}
+{base} as an agent in {environment}, trained by mmft with {method}. {trained}
 
 ## Results
 
@@ -32,6 +34,13 @@ The whole configuration is in `config.yaml`; `mmft {algorithm} --config config.y
 ```python
 {usage}
 ```
+
+`mmft.Run.from_pretrained({folder!r}).load_agent()` opens it too, from the hub as well.
+
+## Limits
+
+- It was evaluated in this environment, in episodes like those it was trained in; nothing else was tried.
+- It chooses among the actions of this environment; whatever it drives needs limits of its own.
 
 ## Made with
 
@@ -97,6 +106,10 @@ class AgentFacts:
     warnings: Sequence[str] = ()
     pictures: Sequence[str] = field(default_factory=tuple)
     """Files that were drawn."""
+    means: Mapping[str, float] = field(default_factory=dict)
+    """Of the measures, after training."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """What summary.json says, of which machine and time are told."""
 
 
 def agent_card(facts: AgentFacts) -> str:
@@ -106,17 +119,17 @@ def agent_card(facts: AgentFacts) -> str:
         name for name in SHOWN_SETTINGS if facts.settings.get(name) not in (None, {}) and name not in hidden
     ]
     return CARD.format(
+        metadata=_metadata(facts),
         algorithm=facts.algorithm,
-        title=facts.folder.rstrip("/").rsplit("/", 1)[-1],
-        base=facts.base,
-        environment=facts.environment,
+        folder=facts.folder,
+        title=_title(facts),
+        base=code(facts.base),
+        environment=code(facts.environment),
         method=facts.method,
         trained=facts.trained,
         results=_results(facts),
         warnings=_section("Warnings", facts.warnings),
-        pictures="".join(
-            f"\n![{caption}]({name})\n" for name, caption in CAPTIONS.items() if name in facts.pictures
-        ),
+        pictures=_pictures(facts.pictures),
         settings="\n".join(f"- {name}: {facts.settings[name]}" for name in shown),
         usage=USAGE.format(
             folder=facts.folder,
@@ -124,8 +137,35 @@ def agent_card(facts: AgentFacts) -> str:
             arguments=dict(facts.arguments),
             scores=SCORES[facts.kind],
         ),
-        versions="\n".join(f"- {name} {version}" for name, version in facts.versions.items()),
+        versions=made_with(facts.versions, facts.summary),
     )
+
+
+def _title(facts: AgentFacts) -> str:
+    return one_line(facts.folder.rstrip("/").rsplit("/", 1)[-1])
+
+
+def _metadata(facts: AgentFacts) -> str:
+    measured = Measured(
+        dataset=facts.environment, split="evaluation", task="reinforcement-learning", results=facts.means
+    )
+    return CardMetadata(
+        name=_title(facts),
+        library="transformers",
+        tags=["mmft", facts.algorithm, "reinforcement-learning", "agent"],
+        pipeline_tag="reinforcement-learning",
+        base=facts.base,
+        relation="finetune",
+        measured=measured if facts.means else None,
+    ).to_yaml()
+
+
+def _pictures(names: Sequence[str]) -> str:
+    """What was drawn; what shows an episode stands between the marks of rows of the data."""
+    shown = {name: f"\n![{caption}]({name})\n" for name, caption in CAPTIONS.items() if name in names}
+    curves = shown.pop(CURVES_FILE, "")
+    episodes = "".join(shown.values())
+    return (f"\n{ROWS_BEGIN}\n{episodes}\n{ROWS_END}\n" if episodes else "") + curves
 
 
 def _results(facts: AgentFacts) -> str:
@@ -139,4 +179,4 @@ def _results(facts: AgentFacts) -> str:
 
 
 def _section(title: str, lines: Sequence[str]) -> str:
-    return "\n".join([f"\n## {title}\n", *(f"- {text}" for text in lines), ""]) if lines else ""
+    return "\n".join([f"\n## {title}\n", *(f"- {sentence(text)}" for text in lines), ""]) if lines else ""

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from mmft.evaluation.bootstrap import Estimate
+from mmft.hub.metadata import CardMetadata, Measured, one_line
 from mmft.models.adapter_settings import BOTTLENECK
+from mmft.report.card_parts import (
+    CardSample,
+    code,
+    data_section,
+    limits_of_a_policy,
+    limits_section,
+    made_with,
+    results_table,
+    rewards_section,
+    samples_section,
+    sentence,
+)
 from mmft.report.record import Change
+
+TASK = "image-text-to-text"
 
 CARD = """\
 ---
@@ -15,10 +31,9 @@ CARD = """\
 
 # {title}
 
-{base} trained by mmft with {method} on `{dataset}`, to raise: {rewards}.
+{base} trained by mmft with {method} on {dataset}, {aim}.
 
-{results}{warnings}
-## Settings
+{results}{warnings}{samples}{data}{rewards}{limits}## Settings
 
 {settings}
 
@@ -30,9 +45,20 @@ The whole configuration is in `config.yaml`; `mmft {algorithm} --config config.y
 {usage}
 ```
 
-## Made with
+{again}## Made with
 
 {versions}
+"""
+AGAIN = """\
+With mmft, which knows the critic, the rewards and the prompt of the run as well:
+
+```python
+from mmft import Run
+
+run = Run.from_pretrained({folder!r})
+policy = run.load_policy()
+```
+
 """
 ADAPTER_USAGE = """\
 from peft import PeftModel
@@ -87,24 +113,42 @@ class CardFacts:
     packaged_base: bool = False
     warnings: Sequence[str] = ()
     """Signs that the reward was exploited."""
+    differences: Mapping[str, Estimate] = field(default_factory=dict)
+    """Per measure the change with its interval, where it was drawn."""
+    samples: Sequence[CardSample] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """What summary.json says, of which machine and time are told."""
 
 
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown."""
     return CARD.format(
         metadata=_metadata(facts),
-        title=facts.folder.rstrip("/").rsplit("/", 1)[-1],
-        base=f"`{facts.base}`",
-        dataset=facts.dataset,
+        title=_title(facts),
+        base=code(facts.base),
+        dataset=code(facts.dataset),
         algorithm=facts.algorithm,
         method=facts.method,
-        rewards=", ".join(f"`{name}`" for name in facts.rewards),
+        aim=f"to raise: {', '.join(map(code, facts.rewards))}" if facts.rewards else "to write its captions",
         results=_results(facts),
         warnings=_warnings(facts),
+        samples=samples_section(facts.samples),
+        data=data_section(_with_data(facts), facts.num_rows),
+        rewards=rewards_section(facts.settings),
+        limits=limits_section(limits_of_a_policy(_with_data(facts), facts.num_rows)),
         settings="\n".join(f"- {name}: {value}" for name, value in _settings(facts)),
         usage=_usage(facts),
-        versions="\n".join(f"- {name} {version}" for name, version in facts.versions.items()),
+        again=AGAIN.format(folder=facts.folder),
+        versions=made_with(facts.versions, facts.summary),
     )
+
+
+def _with_data(facts: CardFacts) -> dict[str, Any]:
+    return {**facts.settings, "dataset_name": facts.dataset}
+
+
+def _title(facts: CardFacts) -> str:
+    return one_line(facts.folder.rstrip("/").rsplit("/", 1)[-1])
 
 
 def _settings(facts: CardFacts) -> list[tuple[str, Any]]:
@@ -114,28 +158,39 @@ def _settings(facts: CardFacts) -> list[tuple[str, Any]]:
 
 
 def _metadata(facts: CardFacts) -> str:
-    lines = ["library_name: peft" if facts.adapter else "library_name: transformers"]
-    # The hub checks this field against its own models, so a folder must not stand in it.
-    if facts.base.count("/") == 1 and not facts.packaged_base and not facts.base.startswith((".", "/")):
-        lines.append(f"base_model: {facts.base}")
-    tags = f"tags: [mmft, {facts.algorithm}, reinforcement-learning]"
-    return "\n".join([*lines, "pipeline_tag: image-text-to-text", tags, ""])
+    measured = Measured(
+        dataset=facts.dataset,
+        split=str(facts.settings.get("eval_split") or "held out"),
+        task=TASK,
+        results={change.label: change.after for change in facts.changes},
+        before={change.label: change.before for change in facts.changes},
+    )
+    return CardMetadata(
+        name=_title(facts),
+        library="peft" if facts.adapter else "transformers",
+        tags=["mmft", facts.algorithm, *([] if facts.algorithm == "sft" else ["reinforcement-learning"])],
+        pipeline_tag=TASK,
+        base=None if facts.packaged_base else facts.base,
+        relation="adapter" if facts.adapter else "finetune",
+        dataset=facts.dataset,
+        measured=measured if facts.changes else None,
+    ).to_yaml()
 
 
 def _results(facts: CardFacts) -> str:
     if not facts.changes:
         return ""
-    rows = [f"| {change.label} | {change.before:.3f} | {change.after:.3f} |" for change in facts.changes]
     temperature = facts.settings.get("eval_temperature", 0)
     decoded = f"sampled at temperature {temperature:g}" if temperature else "decoded greedily"
     head = ["## Results", "", f"Means over {facts.num_rows} held-out rows, {decoded}.", ""]
-    return "\n".join([*head, "| measure | before | after |", "|---|---|---|", *rows, ""])
+    level = facts.settings.get("confidence_level") or 0.95
+    return "\n".join([*head, results_table(facts.changes, facts.differences, level), "", ""])
 
 
 def _warnings(facts: CardFacts) -> str:
     if not facts.warnings:
         return ""
-    return "\n".join(["\n## Warnings\n", *(f"- {text}" for text in facts.warnings), ""])
+    return "\n".join(["## Warnings\n", *(f"- {sentence(text)}" for text in facts.warnings), "", ""])
 
 
 def _usage(facts: CardFacts) -> str:

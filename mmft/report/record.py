@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from mmft.trainers.held_out import held_out_columns
 
 if TYPE_CHECKING:
     from mmft.evaluation.metrics import CorpusResult
+    from mmft.trainers.modality_use import ModalityUse
 
 LIBRARIES = ("mmft", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 LABELS = {
@@ -38,12 +40,14 @@ class Evaluation:
         samples: per row the completion and its rewards.
         masked: per reward the number of samples it failed on.
         corpus: what corpus metrics say, if any were asked for.
+        modality_use: how much the answers hang on their pictures, if that was measured.
     """
 
     means: dict[str, float]
     samples: list[dict[str, Any]]
     masked: dict[str, int] = field(default_factory=dict)
     corpus: CorpusResult | None = None
+    modality_use: ModalityUse | None = None
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> Evaluation:
@@ -170,24 +174,56 @@ def versions(*others: str) -> dict[str, str]:
     return found
 
 
+def hardware() -> dict[str, str | None]:
+    """Names of processor and GPU and the size of the memory, of this machine."""
+    return {"cpu": _processor(), "gpu": _gpu(), "memory": _memory()}
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")  # of Linux; others tell the architecture only
+    told = information.read_text(encoding="utf-8", errors="replace") if information.is_file() else ""
+    names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
+    cores = os.cpu_count() or 1
+    return f"{names[0] if names else platform.machine()}, {cores} core{'s' if cores > 1 else ''}"
+
+
+def _gpu() -> str | None:
+    import torch
+
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return ", ".join(names) or None
+
+
+def _memory() -> str | None:
+    names = getattr(os, "sysconf_names", {})  # there is none on Windows
+    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(names):
+        return None
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a .jsonl file; none where there is no file."""
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    )
+    if not path.is_file():
+        return []
+    # `splitlines` would also end a line at U+2028 and its like, which a text may hold.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def write_json_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """One record per line, replacing the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records]
-    path.write_text("".join(lines), encoding="utf-8")
+    _write(path, "".join(lines))
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """One indented record, replacing the file."""
+    _write(path, json.dumps(plain(record), indent=2, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(record), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Half a surrogate pair, which data may hold, is no UTF-8; with a backslash it is JSON's name for it.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def plain(value: Any) -> Any:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from mmft.hub.metadata import CardMetadata, Measured, one_line
+from mmft.report.card_parts import PIPE, code, data_section, made_with
 from mmft.report.record import Change
 
 CARD = """\
 ---
-library_name: transformers
-tags: [mmft, reward-model]
----
+{metadata}---
 
 # {title}
 
-A reward model on `{base}`, trained by mmft on {learned} of `{dataset}`.
+A reward model on {base}, trained by mmft on {learned} of {dataset}.
 
-{results}{groups}## Settings
+{results}{groups}{data}## Settings
 
 {settings}
 
@@ -41,6 +42,8 @@ from mmft.engine.learned_reward import LearnedReward
 reward = LearnedReward({folder!r})
 reward(prompts=[prompt], completions=[text], images=[[picture]])
 ```
+
+## Limits
 
 It knows completions like those it was trained on. A policy that is trained on it for long leaves them: look
 at the completions, report a measure that is not optimised (`eval_funcs`){penalty}.
@@ -83,15 +86,19 @@ class RewardModelFacts:
     group_column: str | None
     num_rows: int
     versions: Mapping[str, str]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """What summary.json says, of which machine and time are told."""
 
 
 def reward_model_card(facts: RewardModelFacts) -> str:
     """The card as Markdown."""
     shown = [name for name in SHOWN_SETTINGS if facts.settings.get(name) is not None]
     return CARD.format(
-        title=facts.folder.rstrip("/").rsplit("/", 1)[-1],
-        base=facts.base,
-        dataset=facts.dataset,
+        metadata=_metadata(facts),
+        title=_title(facts),
+        base=code(facts.base),
+        dataset=code(facts.dataset),
+        data=data_section({**facts.settings, "dataset_name": facts.dataset}, facts.num_rows),
         learned=facts.learned,
         folder=facts.folder,
         entry=reward_entry(facts.folder, facts.settings),
@@ -99,8 +106,31 @@ def reward_model_card(facts: RewardModelFacts) -> str:
         results=_results(facts),
         groups=_groups(facts),
         settings="\n".join(f"- {name}: {facts.settings[name]}" for name in shown),
-        versions="\n".join(f"- {name} {version}" for name, version in facts.versions.items()),
+        versions=made_with(facts.versions, facts.summary),
     )
+
+
+def _title(facts: RewardModelFacts) -> str:
+    return one_line(facts.folder.rstrip("/").rsplit("/", 1)[-1])
+
+
+def _metadata(facts: RewardModelFacts) -> str:
+    measured = Measured(
+        dataset=facts.dataset,
+        split=str(facts.settings.get("eval_split") or "held out"),
+        task="text-classification",
+        results={change.label: change.after for change in facts.changes},
+        before={change.label: change.before for change in facts.changes},
+    )
+    return CardMetadata(
+        name=_title(facts),
+        library="transformers",
+        tags=["mmft", "reward-model"],
+        base=facts.base,
+        relation="finetune",
+        dataset=facts.dataset,
+        measured=measured if facts.changes else None,
+    ).to_yaml()
 
 
 def reward_entry(folder: str, settings: Mapping[str, Any]) -> str:
@@ -121,11 +151,17 @@ def _results(facts: RewardModelFacts) -> str:
     return "\n".join([*head, "|---|---|---|", *rows, "", ""])
 
 
+def _named(value: str) -> str:
+    """A value of the data in a table; a strange one as code."""
+    return value if re.fullmatch(r"[\w .-]+", value) else code(value).replace("|", PIPE)
+
+
 def _groups(facts: RewardModelFacts) -> str:
     if not facts.groups:
         return ""
-    head = f"| {facts.group_column} | rows | {facts.group_measure} before | after |"
+    head = f"| {_named(str(facts.group_column))} | rows | {facts.group_measure} before | after |"
     rows = [
-        f"| {each.name} | {each.num_rows} | {each.before:.3f} | {each.after:.3f} |" for each in facts.groups
+        f"| {_named(each.name)} | {each.num_rows} | {each.before:.3f} | {each.after:.3f} |"
+        for each in facts.groups
     ]
     return "\n".join([head, "|---|---|---|---|", *rows, "", ""])

@@ -52,7 +52,15 @@ __all__ = [
 
 
 def captioner_path() -> str:
-    """The folder of the packaged captioner, for the `from_pretrained` of any Auto class."""
+    """The folder of the packaged captioner, for the `from_pretrained` of any Auto class.
+
+    Example:
+        >>> from transformers import AutoModelForImageTextToText
+        >>> from mmft.tiny import captioner_path
+        >>> model = AutoModelForImageTextToText.from_pretrained(captioner_path())
+        >>> round(model.num_parameters() / 1e6)  # millions
+        2
+    """
     return model_path(CAPTIONER_NAME)
 
 

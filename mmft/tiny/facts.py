@@ -106,6 +106,15 @@ def true_fact_share(
     """The share of true facts among those that each completion states, in the reward protocol.
 
     `facts` is the column of that name of `load_scenes`. A completion that states nothing gets None.
+
+    Example:
+        >>> from mmft.tiny import load_scenes, true_fact_share
+        >>> scene = load_scenes("validation", 1)[0]
+        >>> scene["caption"]
+        'a blue star.'
+        >>> captions = [scene["caption"], "a purple heart.", "Nice."]
+        >>> true_fact_share([None] * 3, captions, facts=[scene["facts"]] * 3)
+        [1.0, 0.0, None]
     """
     return [
         share_true(_text(completion), [SceneObject(**item) for item in objects])

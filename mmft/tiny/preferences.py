@@ -60,6 +60,12 @@ def load_preferences(split: str = "train", size: int = 1000, seed: int = 0) -> D
 
     Columns: `image`; `prompt`; `chosen` and `rejected`, captions of the same kind that differ in one fact;
     `kind`, which fact that is; `facts`, as in `load_scenes`.
+
+    Example:
+        >>> from mmft.tiny import load_preferences
+        >>> row = load_preferences("train", 1)[0]
+        >>> row["kind"], row["chosen"], row["rejected"]
+        ('shape', 'a small red cross and a large green circle.', 'a small red cross and a large green star.')
     """
     from datasets import Value
 
@@ -71,6 +77,14 @@ def load_ratings(split: str = "train", size: int = 1000, seed: int = 0) -> Datas
     """The same pictures with one of their two captions and the share of its facts that is true.
 
     Columns: `image`, `prompt`, `completion`, `rating` from 0 to 1, `kind` and `facts`.
+
+    Example:
+        >>> from mmft.tiny import load_ratings
+        >>> for row in load_ratings("train", 3):
+        ...     print(row["completion"], round(row["rating"], 2))
+        a small red cross and a large green star. 0.5
+        three shapes, one of them a black circle. 1.0
+        a pink square is right of a green cross and above an orange cross. 1.0
     """
     from datasets import Value
 

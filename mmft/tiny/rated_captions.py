@@ -33,6 +33,14 @@ def load_rated_captions(split: str = "train", size: int = 1000, seed: int = 0) -
 
     Columns: `image`, `prompt`, `completion`, `reward` from 0 to 1, `kind` of caption, and `references` and
     `facts` as in `load_scenes`.
+
+    Example:
+        >>> from mmft.tiny import load_rated_captions
+        >>> for row in load_rated_captions("train", 3):
+        ...     print(row["kind"], row["completion"], round(row["reward"], 2), sep=" | ")
+        full | an orange triangle and a yellow circle. | 1.0
+        terse | a yellow circle. | 0.5
+        terse, false | a red triangle. | 0.0
     """
     if size < 1:
         raise ValueError(f"`size` must be >= 1; got {size}. It is the number of rows to draw.")

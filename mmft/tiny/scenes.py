@@ -66,6 +66,14 @@ def load_scenes(split: str = "train", size: int = 1000, seed: int = 0) -> Datase
         split: train, validation or test; their random streams are disjoint.
         size: how many scenes; a larger dataset begins with the rows of a smaller one.
         seed: another seed gives other scenes of the same kind.
+
+    Example:
+        >>> from mmft.tiny import load_scenes
+        >>> scenes = load_scenes("validation", 2)
+        >>> scenes[0]["caption"], scenes[0]["references"][0]
+        ('a blue star.', 'a blue star.')
+        >>> scenes[0]["image"].size
+        (64, 64)
     """
     if size < 1:
         raise ValueError(f"`size` must be >= 1; got {size}. It is the number of scenes to draw.")

@@ -51,26 +51,64 @@ PASSES = "Passes over each rollout; nothing corrects for a policy that has moved
 
 @dataclass
 class A2CConfig(AdvantageConfig):
-    """Settings of `A2CTrainer`."""
+    """Settings of `A2CTrainer`.
+
+    Example:
+        >>> from mmft import A2CConfig
+        >>> args = A2CConfig(output_dir="runs/example", advantage_estimator="group")
+        >>> args.num_ppo_epochs, args.num_generations
+        (1, 8)
+    """
 
     num_ppo_epochs: int = field(default=1, metadata={"help": PASSES})
     vf_coef: float = field(default=0.5, metadata={"help": "alpha, the weight of the critic's loss."})
 
 
 class A2CTrainer(A2CUpdates, AdvantageTrainer):
-    """Actor-critic on any decoder-style vision-language model; arguments as in `OnlineTrainer`."""
+    """Actor-critic on any decoder-style vision-language model; arguments as in `OnlineTrainer`.
+
+    Example:
+        >>> from mmft import A2CConfig, A2CTrainer
+        >>> from mmft.tiny import load_scenes
+        >>> from rewards import CaptioningReward
+        >>> rows = load_scenes("train", 8).add_column("prompt", ["Describe the picture."] * 8)
+        >>> args = A2CConfig(output_dir="runs/example", max_steps=1)
+        >>> trainer = A2CTrainer("mmft/tiny-captioner", CaptioningReward(), args, rows)
+        >>> _ = trainer.train()
+        >>> step = trainer.state.log_history[0]  # also a line of runs/example/metrics.jsonl
+        >>> -0.1 < step["reward"] < 1.5
+        True
+    """
 
     args: A2CConfig
 
 
 @dataclass
 class AgentA2CConfig(AgentRolloutConfig):
-    """Settings of `AgentA2CTrainer`."""
+    """Settings of `AgentA2CTrainer`.
+
+    Example:
+        >>> from mmft import AgentA2CConfig
+        >>> args = AgentA2CConfig(output_dir="runs/example", total_timesteps=4096)
+        >>> args.steps_per_rollout, args.max_steps
+        (128, 32)
+    """
 
     num_ppo_epochs: int = field(default=1, metadata={"help": PASSES})
 
 
 class AgentA2CTrainer(A2CUpdates, AgentRolloutTrainer):
-    """Advantage actor-critic in environments; arguments as in `AgentTrainer`."""
+    """Advantage actor-critic in environments; arguments as in `AgentTrainer`.
+
+    Example:
+        >>> from mmft import AgentA2CConfig, AgentA2CTrainer
+        >>> settings = {"total_timesteps": 32, "num_envs": 4, "warm_up_steps": 16, "eval_episodes": 8}
+        >>> args = AgentA2CConfig(output_dir="runs/example", per_device_train_batch_size=32, **settings)
+        >>> grid = {"size": 3, "jitter": False}
+        >>> trainer = AgentA2CTrainer("mmft/tiny-captioner", "mmft/FindObject-v0", args, env_kwargs=grid)
+        >>> _ = trainer.train()
+        >>> sorted(trainer.evaluate(blank="image"))  # what does it need the picture for?
+        ['eval_episode_length', 'eval_optimal_share', 'eval_return', 'eval_success']
+    """
 
     args: AgentA2CConfig

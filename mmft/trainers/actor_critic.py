@@ -96,8 +96,20 @@ class ActorCriticTrainer(RolloutTrainer, abc.ABC):
         self, rewards: Tensor, values: Tensor, next_values: Tensor, mask: Tensor, **ends: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(B, T) advantages by the named estimator, whitened where wanted, and the critic's targets A + V."""
+        advantages = self.estimated_advantages(rewards, values, next_values, mask, **ends)
+        returns = advantages + values
+        variance = explained_variance(values, returns, mask, reduce=self._sum_over_processes)
+        self.metric_log.add("explained_variance", float(variance))
+        if self.args.whiten_advantages:
+            advantages = masked_whiten(advantages, mask, reduce=self._sum_over_processes)
+        return advantages, returns
+
+    def estimated_advantages(
+        self, rewards: Tensor, values: Tensor, next_values: Tensor, mask: Tensor, **ends: Tensor
+    ) -> Tensor:
+        """(B, T) advantages by the named estimator, in units of the reward."""
         args = self.args
-        advantages = gae(
+        return gae(
             rewards,
             values,
             next_values,
@@ -106,12 +118,6 @@ class ActorCriticTrainer(RolloutTrainer, abc.ABC):
             mask=mask,
             **ends,
         )
-        returns = advantages + values
-        variance = explained_variance(values, returns, mask, reduce=self._sum_over_processes)
-        self.metric_log.add("explained_variance", float(variance))
-        if args.whiten_advantages:
-            advantages = masked_whiten(advantages, mask, reduce=self._sum_over_processes)
-        return advantages, returns
 
     def compute_policy_loss(self, scores: Any, batch: Any, num_tokens: Tensor) -> Tensor:
         """The algorithm's loss, less the entropy bonus."""

@@ -19,9 +19,10 @@ from mmft._masking import last_valid, masked_sum, masked_whiten, zero_outside
 from mmft.errors import ConfigError
 from mmft.estimators.advantages import group_advantages
 from mmft.estimators.returns import discounted_return, shift_values
-from mmft.estimators.rewards import penalize_missing_eos, per_token_rewards
+from mmft.estimators.rewards import judged_mask, penalize_missing_eos, per_token_rewards
 from mmft.objectives.kl import KLEstimator, adapted_kl_coef, kl_penalty
 from mmft.trainers.actor_critic import ActorCriticSettings, ActorCriticTrainer, check_actor_critic
+from mmft.trainers.collector import Judged
 from mmft.trainers.config import OnlineConfig, check_range
 from mmft.trainers.experience import Experience, given
 from mmft.trainers.online import OnlineTrainer
@@ -152,19 +153,31 @@ class AdvantageTrainer(ActorCriticTrainer, OnlineTrainer, abc.ABC):
         if not self.needs_critic(self.args):
             return experience.with_tensors(advantages=self._group_advantages(rewards, experience))
         mask, values = experience.train_mask, given(experience.values, "values")
-        # A cut completion is judged as it stands, so nothing follows its last token either.
-        ends = last_valid(mask)
         advantages, returns = self.advantages_and_returns(
-            rewards, values, shift_values(values, mask), mask, terminated=ends, last=ends
+            rewards, values, mask=mask, **_as_episodes(values, mask)
         )
         return experience.with_tensors(advantages=advantages, returns=returns)
 
+    def held_out_advantages(self, judged: Judged) -> Tensor | None:
+        """(N, R) by the named estimator, neither whitened nor with the price of KL; None without a critic."""
+        values = judged.samples.values
+        if values is None:
+            return None
+        scores = self._scores(judged.judgement.total.to(values.device), judged.samples.ended)
+        mask = judged_mask(scores, judged.samples.completions.mask)
+        rewards = per_token_rewards(scores, torch.zeros_like(values), mask, kl_coef=0.0)
+        return self.estimated_advantages(rewards, values, mask=mask, **_as_episodes(values, mask))
+
+    def _scores(self, totals: Tensor, ended: Tensor) -> Tensor:
+        """(N,) what completions are paid at their end."""
+        penalty = self.args.missing_eos_penalty
+        return totals if penalty is None else penalize_missing_eos(totals, ended, penalty=penalty)
+
     def _rewards(self, experience: Experience) -> Tensor:
         """(N, R) what each token earned."""
-        args, mask, scores = self.args, experience.train_mask, experience.scores
+        args, mask = self.args, experience.train_mask
+        scores = self._scores(experience.scores, experience.ended)
         kl = self._kl(experience)
-        if args.missing_eos_penalty is not None:
-            scores = penalize_missing_eos(scores, experience.ended, penalty=args.missing_eos_penalty)
         rewards = per_token_rewards(scores, kl, mask, kl_coef=self.kl_coef)
         self._adapt_kl_coef(kl, experience.completions.mask)
         if experience.token_rewards is not None:
@@ -224,3 +237,9 @@ class AdvantageTrainer(ActorCriticTrainer, OnlineTrainer, abc.ABC):
         """Takes up what `progress` gave."""
         super().restore_progress(progress)
         self._adapted_kl_coef = progress["kl_coef"]
+
+
+def _as_episodes(values: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """(N, R) what follows each token. A cut completion is judged as it stands: nothing follows its end."""
+    ends = last_valid(mask)
+    return {"next_values": shift_values(values, mask), "terminated": ends, "last": ends}

@@ -12,7 +12,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import gymnasium
 import torch
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from mmft.data.normalize import FeatureTransform
 from mmft.engine.agent import OWN_PARTS, States, VLMAgent
+from mmft.engine.attribution import Attribution, Method
 from mmft.engine.environment_pool import EnvironmentPool, Episode
 from mmft.engine.observations import ObservationReader
 from mmft.engine.playing import BLANKS, Noise, Player
@@ -35,6 +36,7 @@ from mmft.trainers.actor_critic import split_off
 from mmft.trainers.agent_config import AgentConfig
 from mmft.trainers.callbacks import EpisodeProgress
 from mmft.trainers.held_out_episodes import episode_means, play_episodes
+from mmft.trainers.modality_use import ImportanceLog, explain_seen
 from mmft.trainers.resuming import ResumableTrainer
 
 MakeEnvironment = Callable[[], "gymnasium.Env[Any, Any]"]
@@ -109,6 +111,7 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
                 "be gathered each time. Use DDP."
             )
         EpisodeProgress.install(self)
+        self._importance = ImportanceLog(args.importance_steps, self.metric_log)
 
     def _environments(
         self, make: MakeEnvironment, num_envs: int, seed: int, args: AgentConfig, name: str
@@ -221,6 +224,19 @@ class AgentTrainer(ResumableTrainer, abc.ABC):
         if "loss" in logs:
             logs = logs | {"environment_steps": sum(gather_object([self.player.num_played]))}
         super().log(logs, start_time)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in `BaseTrainer`; now and then logs what the decisions of the moment hang on."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._importance.look(self.state.global_step, self._explain_some)
+        return loss
+
+    def _explain_some(self) -> list[Attribution]:
+        with self.accelerator.autocast():
+            return explain_seen(
+                self.agent, self.player.observations, method=cast(Method, self.args.importance_method)
+            )
 
     # Evaluation
 

@@ -12,6 +12,7 @@ from mmft.models.adapter_settings import check_names
 from mmft.models.agent_spec import AgentSpec
 from mmft.models.fusion import FUSIONS
 from mmft.trainers.config import check_range
+from mmft.trainers.importance_settings import ImportanceSettings
 from mmft.trainers.regularization import RegularizationConfig
 
 SEQUENCE_FUSIONS = ("cross_modal", "all_modality", "shared")
@@ -19,7 +20,7 @@ SEQUENCE_FUSIONS = ("cross_modal", "all_modality", "shared")
 
 
 @dataclass
-class AgentConfig(RegularizationConfig):
+class AgentConfig(ImportanceSettings, RegularizationConfig):
     """Fields of `transformers.TrainingArguments`, and those of an agent in environments.
 
     `max_steps`, the optimizer steps, follows from `total_timesteps`."""
@@ -117,6 +118,7 @@ class AgentConfig(RegularizationConfig):
         super().__post_init__()
         check_names([self.fusion], list(FUSIONS), "fusion")
         check_names([self.feature_scaling], list(SCALERS), "feature_scaling")
+        self.check_importance()
         sizes = ("num_envs", "per_device_train_batch_size", "gradient_accumulation_steps")
         for name in ("total_timesteps", *sizes, "encode_batch_size", "eval_episodes"):
             check_range(self, name, low=1)

@@ -7,6 +7,7 @@ and processes add up.
 from __future__ import annotations
 
 import math
+from time import perf_counter
 from typing import Any, cast
 
 import torch
@@ -15,9 +16,11 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import Trainer, TrainerCallback
 
 from mmft.errors import ConfigError, NonFiniteError
+from mmft.hub import prepare_push, push_trained
 from mmft.trainers.callbacks import RunFiles
 from mmft.trainers.metric_log import MetricLog
 from mmft.trainers.regularization import RegularizationConfig, Regularizer, find_terms
+from mmft.trainers.tracked_samples import OneRun
 
 
 class BaseTrainer(Trainer):
@@ -48,6 +51,7 @@ class BaseTrainer(Trainer):
                 f"One process sees {self.args.n_gpu} GPUs, and `DataParallel` cannot split shared prompts. "
                 "Start one process per GPU (`accelerate launch`), or set CUDA_VISIBLE_DEVICES to one of them."
             )
+        OneRun.install(self)
         self.loss_is_scaled_for_ga = True
         self._check_regularization()
 
@@ -87,6 +91,7 @@ class BaseTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As in transformers; with the last micro-batch of a step, regularisers add their gradients."""
+        start = perf_counter()
         loss = super().training_step(*args, **kwargs)
         if self.regularizer is not None and self.accelerator.sync_gradients:
             scaler = self.accelerator.scaler
@@ -94,7 +99,51 @@ class BaseTrainer(Trainer):
                 values = self.regularizer.add_gradients(1.0 if scaler is None else scaler.get_scale())
             for name, value in values.items():
                 self.metric_log.add(name, value)
+        # A sum, so that what was done since the last log line divided by it is a speed.
+        self.metric_log.count("seconds/training", (perf_counter() - start) / self.accelerator.num_processes)
         return loss
+
+    # The hub
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Called by the Trainer where `push_to_hub` is set: makes the repository before any training."""
+        if self.is_world_process_zero():
+            cast(Any, self).hub_model_id = prepare_push(self.args, token=token, private=private)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers, but to save is not to push: that is done once, when a run is finished."""
+        super().save_model(output_dir, _internal_call=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Saves the model to `output_dir` and uploads what is shared of that folder; see `mmft.hub.push`.
+
+        Collective. Keyword arguments are those of `push`.
+
+        Returns:
+            The `PushPlan` of what was sent, on the first process.
+
+        Raises:
+            ConfigError: it was to go on in the background.
+            HubError: something may not be sent, or the hub refused or broke off.
+        """
+        if not blocking:
+            raise ConfigError("`blocking=False`: a push is one commit, which is waited for. Leave it out.")
+        self.save_model()
+        if not self.is_world_process_zero():
+            return None
+        options = {"commit_message": commit_message, "token": token, "revision": revision, "private": private}
+        return push_trained(self.args, self.hub_model_id, **options, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Called by the Trainer at each checkpoint: these are no finished runs."""
 
     # Guards
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -121,6 +121,15 @@ class Collector:
         for name, number in judgement.masked.items():
             self.metrics.count(f"rewards/{name}/masked", number)
         return Judged(rows, prompts, samples, texts, judgement)
+
+    @torch.no_grad()
+    def with_values(self, judged: Judged) -> Judged:
+        """The same completions with the critic's values, which plain sampling has not computed."""
+        if self.actor_critic.value_head is None or judged.samples.values is not None:
+            return judged
+        with evaluating(self.actor_critic), self.autocast():
+            scores = self.actor_critic(judged.prompts, judged.samples.completions, entropies=False)
+        return replace(judged, samples=replace(judged.samples, values=scores.values))
 
     def _draw(
         self, rows: list[PromptRow], params: SamplingParams, noise: Tensor | None, batch_size: int | None

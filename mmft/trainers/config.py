@@ -9,11 +9,12 @@ from typing import Any
 from mmft.engine.reward_calls import Isolation
 from mmft.engine.sampling import SamplingParams
 from mmft.errors import ConfigError
+from mmft.trainers.importance_settings import ImportanceSettings
 from mmft.trainers.regularization import RegularizationConfig
 
 
 @dataclass
-class OnlineConfig(RegularizationConfig):
+class OnlineConfig(ImportanceSettings, RegularizationConfig):
     """Fields of `transformers.TrainingArguments`, and those of a rollout.
 
     One rollout draws `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches`
@@ -66,11 +67,28 @@ class OnlineConfig(RegularizationConfig):
         default=None,
         metadata={"help": "Completions decoded together per device; the whole rollout if unset."},
     )
+    num_tracked_samples: int = field(
+        default=4,
+        metadata={
+            "help": "Held-out rows whose pictures and completions go to TensorBoard, trackio or wandb at "
+            "each evaluation, or rows of the last rollout where none are held out; 0 is off."
+        },
+    )
+    tracked_samples_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps after which these rows are answered and judged anew; unset: 20 times a "
+            "run, at most every tenth rollout; 0: at evaluations only."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.sampling_params()
         self.isolation()
+        self.check_importance()
+        check_range(self, "num_tracked_samples", low=0)
+        check_range(self, "tracked_samples_steps", low=0)
         for name in ("num_ppo_epochs", "num_mini_batches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` must be >= 1; got {getattr(self, name)}.")

@@ -50,6 +50,18 @@ class DQNTrainer(AgentTrainer):
     Attributes:
         buffer: the steps of this process.
         target: the network whose values are learned from.
+
+    Example:
+        >>> from mmft import DQNConfig, DQNTrainer
+        >>> settings = {"total_timesteps": 40, "learning_starts": 20, "num_envs": 4, "buffer_size": 64}
+        >>> args = DQNConfig(output_dir="runs/example", eval_episodes=8, **settings)
+        >>> grid = {"size": 3, "wrong_reward": 0.0, "jitter": False}
+        >>> trainer = DQNTrainer("mmft/tiny-captioner", "mmft/FindObject-v0", args, env_kwargs=grid)
+        >>> _ = trainer.train()
+        >>> 0 <= trainer.evaluate()["eval_success"] <= 1
+        True
+        >>> sorted(trainer.evaluate(blank="text"))  # what is the mission good for?
+        ['eval_episode_length', 'eval_optimal_share', 'eval_return', 'eval_success']
     """
 
     kind: ClassVar[str] = Q

@@ -10,6 +10,7 @@ from mmft.exploration.schedules import KINDS, Schedule
 from mmft.models.adapter_settings import check_names
 from mmft.trainers.agent_config import AgentConfig, steps_per_share
 from mmft.trainers.config import check_range
+from mmft.trainers.importance_settings import STEPS_HELP
 
 EPSILON_GREEDY, BOLTZMANN, THOMPSON = "epsilon_greedy", "boltzmann", "thompson"
 EXPLORATIONS = (EPSILON_GREEDY, BOLTZMANN, THOMPSON)
@@ -19,7 +20,18 @@ TEMPERATURE_FIELDS = ("exploration_initial_temperature", "exploration_final_temp
 
 @dataclass
 class DQNConfig(AgentConfig):
-    """Settings of `DQNTrainer`; names are those of stable-baselines3 where it has them."""
+    """Settings of `DQNTrainer`; names are those of stable-baselines3 where it has them.
+
+    Example:
+        >>> from mmft import DQNConfig
+        >>> args = DQNConfig(output_dir="runs/example", total_timesteps=3000, train_freq=4)
+        >>> args.learning_starts, args.max_steps  # optimizer steps: (3000 - 1000) / 4
+        (1000, 500)
+        >>> DQNConfig(output_dir="runs/example", exploration="thompson")
+        Traceback (most recent call last):
+            ...
+        mmft.errors.ConfigError: `exploration: thompson` draws networks by dropout, and `dropout` is ...
+    """
 
     per_device_train_batch_size: int = field(
         default=128, metadata={"help": "Steps drawn from the buffer per device in one forward."}
@@ -69,6 +81,9 @@ class DQNConfig(AgentConfig):
     exploration_final_temperature: float = field(
         default=0.02, metadata={"help": "tau of exp(Q / tau) at the end."}
     )
+
+    # A step is a small one here, and a look at the whole model takes as long as several.
+    importance_steps: int = field(default=1000, metadata={"help": STEPS_HELP})
 
     def __post_init__(self) -> None:
         for name in ("learning_starts", "target_update_interval", "n_steps"):

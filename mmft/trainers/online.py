@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from mmft.data.rows import PromptDataset, as_prompts
 from mmft.engine.actor_critic import VLMActorCritic
+from mmft.engine.attribution import Attribution
 from mmft.engine.judging import RewardSuite
 from mmft.engine.prompt_encoder import PromptEncoder
 from mmft.engine.sampling import SamplingParams, sample_noise
@@ -28,11 +29,19 @@ from mmft.trainers.callbacks import RewardProgress
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.config import OnlineConfig
 from mmft.trainers.experience import Experience
-from mmft.trainers.held_out import held_out_batches, held_out_means, held_out_samples, masked_counts
+from mmft.trainers.held_out import (
+    held_out_batches,
+    held_out_means,
+    held_out_samples,
+    masked_counts,
+    token_records,
+)
 from mmft.trainers.metric_log import MetricLog
+from mmft.trainers.modality_use import ImportanceLog, explain_rollout
 from mmft.trainers.reward_state import check_reward_state, load_reward_state, save_reward_state
 from mmft.trainers.rollouts import RolloutTrainer
 from mmft.trainers.schedule import RolloutPlan, Ticket
+from mmft.trainers.tracked_samples import TrackedSamples
 from mmft.types import RewardFunction
 
 if TYPE_CHECKING:
@@ -97,7 +106,10 @@ class OnlineTrainer(RolloutTrainer, abc.ABC):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.last_judged: Judged | None = None
+        self._importance = ImportanceLog(args.importance_steps, self.metric_log, sharded=self._is_sharded)
         RewardProgress.install(self)
+        TrackedSamples.install(self)
         self._connect_rewards()
         self.actor_critic = actor_critic
         self.collector = Collector(
@@ -233,11 +245,28 @@ class OnlineTrainer(RolloutTrainer, abc.ABC):
             log.add_all(f"rewards/{name}", values)
         log.add("rewards/unjudged_share", float((~valid).float().mean()), len(valid))
         log.add_all("completions/mean_length", lengths.tolist())
+        log.count("completions/num_tokens", float(lengths.sum()))
         log.add("completions/no_eos_share", float((~experience.ended).float().mean()), len(valid))
         log.add("cache/hit_rate", self.collector.encoder.cache.hit_rate)
         self.last_judged = judged
 
     # One update
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in `RolloutTrainer`; now and then logs what completions of the rollout hang on."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._importance.look(self.state.global_step, self._explain_some)
+        return loss
+
+    def _explain_some(self) -> list[Attribution]:
+        if self.experience is None:
+            return []
+        args, rows = self.args, self.train_dataset
+        number = self.state.global_step // args.importance_steps
+        options: dict[str, Any] = {"temperature": args.temperature, "method": args.importance_method}
+        with self.accelerator.autocast():
+            return explain_rollout(self.actor_critic, self.experience, rows, number, **options)
 
     def compute_loss(
         self,
@@ -271,34 +300,47 @@ class OnlineTrainer(RolloutTrainer, abc.ABC):
         dataset = self.eval_dataset if eval_dataset is None else as_prompts(eval_dataset, "eval")
         if dataset is None:
             raise ConfigError("`eval_dataset` is missing; `evaluate` needs held-out rows.")
-        length, temperature = self.args.max_completion_length, self.args.eval_temperature
-        params = SamplingParams(num_generations=1, max_completion_length=length, temperature=temperature)
         process, count = self.accelerator.process_index, self.accelerator.num_processes
-        size = self.args.per_device_eval_batch_size
+        size, masked = self.args.per_device_eval_batch_size, MetricLog()
         samples: list[dict[str, Any]] = []
-        log, masked = self.collector.metrics, MetricLog()
-        self.collector.metrics = MetricLog()  # evaluation's seconds are not the training step's
-        try:
-            for indices, fresh in held_out_batches(len(dataset), size, process, count):
-                judged = self.collector.judge(
-                    [dataset[i] for i in indices],
-                    params,
-                    sample_noise(self.args.seed, EVALUATION, indices, length) if temperature else None,
-                    rewards=self.eval_suite,
-                    trainer_state=self.state,
-                    training=False,
-                )
-                samples += held_out_samples(indices, judged)[:fresh]
-                for name, number in masked_counts(judged, fresh).items():
-                    masked.count(name, number)
-        finally:
-            self.collector.metrics = log
+        for indices, fresh in held_out_batches(len(dataset), size, process, count):
+            judged = self.answer_held_out(dataset, indices)
+            samples += held_out_samples(indices, judged, self.held_out_tokens(judged))[:fresh]
+            for name, number in masked_counts(judged, fresh).items():
+                masked.count(name, number)
         self.eval_samples = sorted(gather_object(samples), key=lambda sample: sample["row"])
+        self.eval_rows = dataset  # which rows those are
         means = held_out_means(self.eval_samples) | masked.flush()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def answer_held_out(self, rows: PromptDataset, indices: Sequence[int]) -> Judged:
+        """One completion of each of these rows, judged by every reward; collective. Nothing is logged."""
+        length, temperature = self.args.max_completion_length, self.args.eval_temperature
+        log = self.collector.metrics
+        self.collector.metrics = MetricLog()  # evaluation's seconds are not the training step's
+        try:
+            return self.collector.judge(
+                [rows[index] for index in indices],
+                SamplingParams(num_generations=1, max_completion_length=length, temperature=temperature),
+                sample_noise(self.args.seed, EVALUATION, indices, length) if temperature else None,
+                rewards=self.eval_suite,
+                trainer_state=self.state,
+                training=False,
+            )
+        finally:
+            self.collector.metrics = log
+
+    def held_out_tokens(self, judged: Judged) -> list[dict[str, Any]]:
+        """What each token of held-out completions was; with sharded weights collective."""
+        judged = self.collector.with_values(judged)
+        return token_records(self.processing_class, judged, self.held_out_advantages(judged))
+
+    def held_out_advantages(self, judged: Judged) -> Tensor | None:
+        """(N, R) how much better each token was than expected; None where nothing tells tokens apart."""
+        return None
 
     # Processes and checkpoints
 

@@ -69,7 +69,18 @@ class PPOUpdates(ActorCriticTrainer):
 
 @dataclass
 class PPOConfig(PPOSettings, AdvantageConfig):
-    """Settings of `PPOTrainer`; names and defaults are those of TRL's last PPO where it had them."""
+    """Settings of `PPOTrainer`; names and defaults are those of TRL's last PPO where it had them.
+
+    Example:
+        >>> from mmft import PPOConfig
+        >>> args = PPOConfig(output_dir="runs/example", num_generations=4, learning_rate=2e-5)
+        >>> args.advantage_estimator, args.cliprange, args.num_ppo_epochs
+        ('gae', 0.2, 4)
+        >>> PPOConfig(output_dir="runs/example", per_device_train_batch_size=6, num_generations=4)
+        Traceback (most recent call last):
+            ...
+        mmft.errors.ConfigError: `per_device_train_batch_size=6` counts completions and must be a ...
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,14 +88,43 @@ class PPOConfig(PPOSettings, AdvantageConfig):
 
 
 class PPOTrainer(PPOUpdates, AdvantageTrainer):
-    """PPO on any decoder-style vision-language model; arguments as in `OnlineTrainer`."""
+    """PPO on any decoder-style vision-language model; arguments as in `OnlineTrainer`.
+
+    Example:
+        >>> from peft import LoraConfig
+        >>> from mmft import PPOConfig, PPOTrainer
+        >>> from mmft.tiny import load_scenes
+        >>> from rewards import CaptioningReward
+        >>> rows, prompts = load_scenes("train", 16), ["Describe the picture."] * 16
+        >>> held_out = load_scenes("validation", 16).add_column("prompt", prompts)
+        >>> trainer = PPOTrainer(
+        ...     "mmft/tiny-captioner",
+        ...     CaptioningReward(alpha=1.0, beta=0.5, gamma=0.1),
+        ...     PPOConfig(output_dir="runs/example", max_steps=2, num_ppo_epochs=2),
+        ...     train_dataset=rows.add_column("prompt", prompts),
+        ...     eval_dataset=held_out,
+        ...     peft_config=LoraConfig(r=4, target_modules=r".*language_model.*_proj"),
+        ... )
+        >>> _ = trainer.train()
+        >>> 0 < trainer.evaluate()["eval_reward"] < 1.5
+        True
+        >>> len(trainer.eval_samples), trainer.eval_samples[0]["row"]  # one record per held-out row
+        (16, 0)
+    """
 
     args: PPOConfig
 
 
 @dataclass
 class AgentPPOConfig(PPOSettings, AgentRolloutConfig):
-    """Settings of `AgentPPOTrainer`."""
+    """Settings of `AgentPPOTrainer`.
+
+    Example:
+        >>> from mmft import AgentPPOConfig
+        >>> args = AgentPPOConfig(output_dir="runs/example", total_timesteps=4096)
+        >>> args.steps_per_rollout, args.max_steps
+        (512, 128)
+    """
 
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     num_mini_batches: int = field(default=4, metadata={"help": "Optimizer steps per pass."})
@@ -95,6 +135,18 @@ class AgentPPOConfig(PPOSettings, AgentRolloutConfig):
 
 
 class AgentPPOTrainer(PPOUpdates, AgentRolloutTrainer):
-    """PPO in environments; arguments as in `AgentTrainer`."""
+    """PPO in environments; arguments as in `AgentTrainer`.
+
+    Example:
+        >>> from mmft import AgentPPOConfig, AgentPPOTrainer
+        >>> settings = {"total_timesteps": 32, "num_envs": 4, "warm_up_steps": 16, "eval_episodes": 8}
+        >>> batch = {"per_device_train_batch_size": 32, "num_mini_batches": 1}
+        >>> args = AgentPPOConfig(output_dir="runs/example", **settings, **batch)
+        >>> grid = {"size": 3, "jitter": False}
+        >>> trainer = AgentPPOTrainer("mmft/tiny-captioner", "mmft/FindObject-v0", args, env_kwargs=grid)
+        >>> _ = trainer.train()
+        >>> 0 <= trainer.evaluate()["eval_success"] <= 1
+        True
+    """
 
     args: AgentPPOConfig

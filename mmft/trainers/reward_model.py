@@ -48,7 +48,15 @@ Rows: TypeAlias = "PromptDataset | Dataset | Sequence[Mapping[str, Any]]"
 
 @dataclass
 class RewardModelConfig(RegularizationConfig):
-    """Settings of `RewardModelTrainer`; names are those of TRL's `RewardConfig` where it has them."""
+    """Settings of `RewardModelTrainer`; names are those of TRL's `RewardConfig` where it has them.
+
+    Example:
+        >>> from mmft import RewardModelConfig
+        >>> RewardModelConfig(output_dir="runs/example").loss_type  # preferences
+        'bradley_terry'
+        >>> RewardModelConfig(output_dir="runs/example", loss_type="mse").learns_preferences  # ratings
+        False
+    """
 
     per_device_train_batch_size: int = field(
         default=8, metadata={"help": "Rows per device in one forward; a preference has two completions."}
@@ -131,6 +139,21 @@ class RewardModelTrainer(BaseTrainer):
         callbacks: added to the Trainer's.
         optimizers: as in `transformers.Trainer`.
         peft_config: adapters to train instead of the language model's weights.
+
+    Example:
+        >>> from mmft import RewardModelConfig, RewardModelTrainer, load_backbone
+        >>> from mmft.tiny import load_preferences
+        >>> settings = {"max_steps": 2, "dataloader_pin_memory": False}  # without a GPU
+        >>> trainer = RewardModelTrainer(
+        ...     load_backbone("mmft/tiny-captioner", trainable=()),  # frozen: only the head trains
+        ...     RewardModelConfig(output_dir="runs/example", **settings),
+        ...     train_dataset=load_preferences("train", 16),
+        ...     eval_dataset=load_preferences("validation", 16),
+        ... )
+        >>> _ = trainer.train()
+        {'train_runtime': ...}
+        >>> 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+        True
     """
 
     args: RewardModelConfig

@@ -42,7 +42,14 @@ class RewardWeightedConfig(OnlineConfig):
 
     Offline one pass over the data is one epoch (`num_train_epochs`), `num_generations` is the largest number
     of completions of one prompt that share a forward, and a batch of completions is a rollout: it is trained
-    on `num_ppo_epochs` times before the next."""
+    on `num_ppo_epochs` times before the next.
+
+    Example:
+        >>> from mmft import RewardWeightedConfig
+        >>> args = RewardWeightedConfig(output_dir="runs/example", tau=0.2)
+        >>> args.weighting, args.baseline, args.offline
+        ('exponential', 'none', False)
+    """
 
     num_ppo_epochs: int = field(default=1, metadata={"help": "Passes over each rollout."})
     weighting: str = field(
@@ -93,6 +100,16 @@ class RewardWeightedTrainer(OnlineTrainer):
 
     Attributes:
         offline_rows: the rows of an offline run, else None.
+
+    Example:
+        >>> from mmft import RewardWeightedConfig, RewardWeightedTrainer
+        >>> from mmft.tiny import load_rated_captions
+        >>> rows = load_rated_captions("train", 16)  # with the columns `completion` and `reward`
+        >>> args = RewardWeightedConfig(output_dir="runs/example", offline=True, max_steps=2)
+        >>> trainer = RewardWeightedTrainer("mmft/tiny-captioner", args=args, train_dataset=rows)
+        >>> _ = trainer.train()
+        >>> trainer.state.global_step
+        2
     """
 
     args: RewardWeightedConfig
@@ -256,6 +273,7 @@ class RewardWeightedTrainer(OnlineTrainer):
         log = self.metric_log
         log.add_all("reward", rows.rewards[samples].tolist())
         log.add_all("completions/mean_length", lengths.float().tolist())
+        log.count("completions/num_tokens", float(lengths.sum()))
         log.add_all("cut_share", rows.cut[samples].float().tolist())
         log.add("cache/hit_rate", self.collector.encoder.cache.hit_rate)
 

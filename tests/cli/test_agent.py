@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmft.cli import main
 from mmft.cli.agent_folder import Usage, closing, restart_warnings
@@ -23,6 +24,7 @@ from mmft.cli.agent_setup import blankable
 from mmft.cli.arguments import parse_run
 from mmft.cli.loading import load_policy
 from mmft.engine.agent import load_agent
+from mmft.report.page_data import build_report
 from mmft.trainers.callbacks import EpisodeProgress
 from tests.cli.agent_support import BROKEN, GRID, GRID_ARGUMENTS, agent_config
 from tests.cli.support import lines, refusal, summary
@@ -65,7 +67,8 @@ def test_a_run_leaves_every_file(algorithm: str, finished: Finished):
     names = {path.name for path in run.iterdir()}
     assert names >= {
         "agent.json", "heads.safetensors", "processor_config.json", "config.yaml", "metrics.jsonl",
-        "summary.json", "episodes.jsonl", "curves.png", "episode.png", "episode.gif", "README.md",
+        "summary.json", "episodes.jsonl", "curves.png", "episode.png", "episode.gif", "report.html",
+        "README.md",
     }  # fmt: skip
     assert "model.safetensors" not in names, "the frozen model is not saved again"
     with PIL.Image.open(run / "episode.gif") as moving:
@@ -73,6 +76,21 @@ def test_a_run_leaves_every_file(algorithm: str, finished: Finished):
     for name in ("curves.png", "episode.png"):
         with PIL.Image.open(run / name) as picture:
             assert min(picture.size) > 100
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_report_has_the_agents_curves_evaluations_and_episodes(algorithm: str, finished: Finished):
+    run = finished(algorithm)
+    data, told = build_report([run]), summary(run)
+    assert (data["kind"], data["samples"], data["answers"]) == ("agent", [], [])
+    (table,) = data["tables"]
+    assert table["columns"][1:] == ["before", "after", "without the picture", "without the text"]
+    assert table["rows"][0]["cells"][2].startswith(f"{told['after']['return']:.3f} [")
+    assert data["figures"][0]["title"] == "Episodes"
+    drawn = {chart["id"]: chart for chart in data["charts"]}
+    assert {"return", "loss"} <= set(drawn)
+    assert drawn["return"]["x_label"] == "steps in environments"
+    assert told["hardware"]["cpu"]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -141,7 +159,7 @@ def test_the_terminal_shows_what_it_does_and_how_well(finished: Finished):
         "reads pictures image; texts mission; fusion vlm of fused",
         "(at random: the agent's features have no statistics yet)",
         "buffer: room for 200 steps",
-        "holds the agent and summary.json, episodes.jsonl, metrics.jsonl, curves.png, episode.png, episode.g",
+        "holds the agent and report.html, summary.json, episodes.jsonl, metrics.jsonl, curves.png, episode.p",
     ):
         assert part in said
     card = (run / "README.md").read_text()
@@ -346,6 +364,15 @@ def test_the_closing_lines_name_what_was_written(tmp_path: Path):
         "1,200 optimizer steps, 4,800 steps in x in 61 s; of 5,000 states 70 went through the model",
         f"{tmp_path}/ holds the agent and summary.json, README.md",
     ]
+
+
+def test_a_tracker_gets_the_episodes_of_the_end(tmp_path: Path):
+    assert main(["dqn", *agent_config(tmp_path, report_to="tensorboard")]) == 0
+    (events,) = (tmp_path / "run" / "runs").iterdir()
+    found = EventAccumulator(str(events)).Reload()
+    (strip,) = found.Images("samples/episodes")
+    with PIL.Image.open(tmp_path / "run" / "episode.png") as drawn:
+        assert (strip.width, strip.height) == drawn.size
 
 
 @pytest.mark.slow

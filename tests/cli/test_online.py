@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from mmft.cli import main
 from mmft.cli.arguments import parse_run
 from mmft.cli.loading import load_policy
+from mmft.report.page import render_page
+from mmft.report.page_data import build_report
 from tests.cli.support import SETTINGS, lines, summary, write_config
 
 
@@ -23,8 +25,8 @@ def test_a_run_leaves_every_file(run_folder: Path):
     names = {path.name for path in run_folder.iterdir()}
     assert names >= {
         "adapter_config.json", "adapter_model.safetensors", "heads.safetensors", "processor_config.json",
-        "config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png", "overview.png",
-        "README.md",
+        "config.yaml", "metrics.jsonl", "samples.jsonl", "samples", "summary.json", "curves.png",
+        "overview.png", "report.html", "README.md",
     }  # fmt: skip
 
 
@@ -44,6 +46,29 @@ def test_the_summary_tells_before_and_after_and_how_it_ran(run_folder: Path):
     assert told["num_processes"] == 1
     assert told["unjudged_share"] == 0.0
     assert told["versions"]["torch"] == torch.__version__
+    assert (told["held_out_rows"], told["kept_samples"]) == (3, 3)
+    assert told["reward_weights"] == {"byte_variety": 1.0, "captioning": 0.5, "bleu_reward": 0.0}
+    assert told["hardware"]["cpu"]
+    for shares in told["outcomes"].values():
+        assert shares["wins"] + shares["ties"] + shares["losses"] == pytest.approx(1.0)
+
+
+def test_the_report_shows_the_samples_and_agrees_with_the_summary(run_folder: Path):
+    told = summary(run_folder)
+    data = build_report([run_folder])
+    assert data["runs"][0]["warnings"] == told["warnings"]
+    assert [each["key"] for each in data["samples"]] == [f"validation {row}" for row in range(3)]
+    assert all(len(each["pictures"]) == 1 for each in data["samples"])
+    reward = data["tables"][0]["rows"][0]
+    assert (reward["measure"], reward["cells"][2]) == ("reward", f"{told['after']['reward']:.3f}")
+    drawn = {chart["id"]: chart for chart in data["charts"]}
+    assert {"reward", "kl", "explained_variance", "throughput/tokens"} <= set(drawn)
+    assert drawn["reward"]["series"][0]["x"] == [1, 2]
+    for sample in data["samples"]:
+        for answer in sample["answers"]:
+            assert len(answer["tokens"]) == len(answer["values"]) == len(answer["advantages"]) > 0
+    page = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert page == render_page(data)
 
 
 def test_the_summary_tells_how_sure_the_change_is_and_how_healthy_the_reward(run_folder: Path):

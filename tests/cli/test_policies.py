@@ -36,6 +36,7 @@ def test_it_answers_every_row_and_judges_none_without_rewards(policy: AnsweringP
     assert [sample["row"] for sample in policy.eval_samples] == [0, 1]
     assert means["eval_completions/mean_length"] > 0
     assert "eval_reward" not in means
+    assert "token_texts" not in policy.eval_samples[0], "an evaluation is about whole answers"
 
 
 def test_it_cannot_be_trained(policy: AnsweringPolicy):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmft.cli import main
 from mmft.engine.learned_reward import LearnedReward
+from mmft.report.page_data import build_report
 from mmft.tiny.preferences import make_preference
 from tests.cli.support import lines
 
@@ -103,6 +104,24 @@ def test_a_run_leaves_a_reward_model_and_its_story(trained: Path):
     assert (summary["steps"], summary["held_out_rows"], summary["packed"]) == (3, 9, True)
     assert summary["wall_seconds"] > 0
     assert summary["versions"]["mmft"]
+
+
+def test_the_report_shows_pairs_with_their_pictures_and_what_was_told_right(trained: Path):
+    data = build_report([trained])
+    summary = read(trained / "summary.json")
+    assert (data["kind"], data["answers"], len(data["samples"])) == (
+        "reward_model",
+        ["rejected", "chosen"],
+        9,
+    )
+    assert all(sample["pictures"] for sample in data["samples"])
+    assert data["columns"] == ["kind"]
+    rows = {row["measure"]: row["cells"] for row in data["tables"][0]["rows"]}
+    assert rows["accuracy"][2] == f"{summary['after']['accuracy']:.3f}"
+    margins = [sample["answers"][1]["reward"] - sample["answers"][0]["reward"] for sample in data["samples"]]
+    assert sum(margin > 0 for margin in margins) / 9 == pytest.approx(summary["after"]["accuracy"])
+    assert data["tables"][1]["id"] == "groups"
+    assert (trained / "report.html").is_file()
 
 
 def test_groups_are_counted_and_add_up_to_the_whole(trained: Path):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmft.cli import main
+from mmft.report.page_data import build_report
 from tests.cli.support import SFT_SETTINGS, summary, write_config
 
 
@@ -22,6 +23,10 @@ def test_a_warm_start_with_adapters_learns_and_ppo_goes_on_from_it(
     assert f"--model_name_or_path {warm}/merged" in capsys.readouterr().out
     told = summary(warm)
     assert told["after"]["loss"] < told["before"]["loss"]
+    data = build_report([warm])
+    assert data["kind"] == "sft"
+    assert data["tables"][0]["rows"][0]["cells"][2] == f"{told['after']['loss']:.3f}"
+    assert (warm / "report.html").is_file()
     ppo = ["ppo", "--config", str(run_folder / "config.yaml"), "--max_steps", "1", "--save_strategy", "no"]
     merged, stacked = tmp_path / "merged", tmp_path / "stacked"
     assert main([*ppo, "--model_name_or_path", str(warm / "merged"), "--output_dir", str(merged)]) == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mmft.data.messages import to_messages
+from mmft.data.messages import prompt_text, to_messages
 from mmft.errors import DataError
 
 IMAGE = {"type": "image"}
@@ -91,3 +91,14 @@ def test_a_system_prompt_comes_first_unless_the_row_has_its_own():
 def test_a_prompt_that_cannot_be_used_is_named(prompt: Any, num_images: int, message: str):
     with pytest.raises(DataError, match=message):
         to_messages(prompt, num_images)
+
+
+def test_the_words_of_a_prompt_are_told_with_who_says_them_where_several_do():
+    assert prompt_text("a: b") == "a: b"
+    assert prompt_text([user("what: now")]) == "what: now"
+    assert prompt_text([user([IMAGE, text("one"), text("two")])]) == "one two"
+    told = [{"role": "system", "content": "Be brief."}, user([IMAGE, text("what")])]
+    assert prompt_text(told) == "system: Be brief.\nuser: what"
+    # Arrow gives every block of a list the same keys; a message may have no content.
+    assert prompt_text([user([{"type": "image", "text": None}, text("a")])]) == "a"
+    assert prompt_text([{"role": "assistant", "content": None}, user("b")]) == "assistant: \nuser: b"

@@ -31,7 +31,7 @@ class CleaningTokenizer:
 
 def test_the_texts_of_all_tokens_are_the_text_with_its_end_token():
     tokenizer = AutoTokenizer.from_pretrained(captioner_path())
-    ids = tokenizer("a small red circle.", add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    ids = [*tokenizer("a small red circle.", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     texts = token_texts(SimpleNamespace(tokenizer=tokenizer), ids)
     assert len(texts) == len(ids)
     assert "".join(texts) == "a small red circle." + tokenizer.eos_token

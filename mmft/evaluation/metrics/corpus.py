@@ -37,7 +37,16 @@ METRICS: dict[str, Measure] = {
 
 @dataclass(frozen=True, slots=True)
 class CorpusResult:
-    """What the measures say of N rows."""
+    """What the measures say of N rows.
+
+    Example:
+        >>> from mmft.evaluation.metrics import corpus_metrics
+        >>> found = corpus_metrics(["rouge_l"], ["a red circle", "a dog"], ["a red circle", "one cat"])
+        >>> found.scores, found.num_judged
+        ({'rouge_l': 0.5}, {'rouge_l': 2})
+        >>> found.signatures["rouge_l"].split("|")[:2]
+        ['name:rouge_l', 'nrefs:1']
+    """
 
     scores: dict[str, float]
     """By result name, over the rows that the measure could judge."""
@@ -71,6 +80,14 @@ def corpus_metrics(
 
     Raises:
         ValueError: An unknown name, columns that are missing or of other lengths, no row to judge.
+
+    Example:
+        >>> from mmft.evaluation.metrics import corpus_metrics
+        >>> found = corpus_metrics(["bleu", "rouge_l"], ["a red circle", "a dog"], [["a red circle"], None])
+        >>> found.scores["bleu_1"], found.per_sample["rouge_l"]
+        (1.0, [1.0, None])
+        >>> found.num_judged
+        {'bleu': 1, 'rouge_l': 1}
     """
     options = options or {}
     for name in (*names, *options):

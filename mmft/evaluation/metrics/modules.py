@@ -99,7 +99,14 @@ def _listed(value: Any) -> Any:
 
 
 class Bleu(_CaptionMetric):
-    """Corpus BLEU-1 to BLEU-4 in [0, 1]: `bleu_1` to `bleu_4`, `bleu_signature`."""
+    """Corpus BLEU-1 to BLEU-4 in [0, 1]: `bleu_1` to `bleu_4`, `bleu_signature`.
+
+    Example:
+        >>> from mmft.evaluation.metrics import Bleu
+        >>> found = Bleu().compute(predictions=["a red circle"], references=[["a red circle", "a circle"]])
+        >>> found["bleu_1"]
+        1.0
+    """
 
     measure = "bleu"
 
@@ -115,7 +122,16 @@ class Bleu(_CaptionMetric):
 
 
 class RougeL(_CaptionMetric):
-    """ROUGE-L in [0, 1]: `rouge_l`, `rouge_l_signature`."""
+    """ROUGE-L in [0, 1]: `rouge_l`, `rouge_l_signature`.
+
+    Example:
+        >>> from mmft.evaluation.metrics import RougeL
+        >>> metric = RougeL()
+        >>> metric.add(prediction="a red circle", reference="a red circle")
+        >>> metric.add(prediction="a dog", reference="one cat")
+        >>> metric.compute()["rouge_l"]
+        0.5
+    """
 
     measure = "rouge_l"
 
@@ -125,7 +141,14 @@ class RougeL(_CaptionMetric):
 
 
 class CiderD(_CaptionMetric):
-    """CIDEr-D in [0, 10]: `cider_d`, `cider_d_signature`."""
+    """CIDEr-D in [0, 10]: `cider_d`, `cider_d_signature`.
+
+    Example:
+        >>> from mmft.evaluation.metrics import CiderD
+        >>> captions = ["a red circle", "a blue square"]
+        >>> round(CiderD().compute(predictions=captions, references=captions)["cider_d"], 1)
+        7.5
+    """
 
     measure = "cider_d"
 
@@ -151,6 +174,15 @@ class ClipScore(_CaptionMetric):
     """CLIPScore: `clip_score`, `clip_score_signature`, with `reference=True` also `ref_clip_score`.
 
     `images` hold a picture per row, or a list of them, as PIL images or paths of files.
+
+    Example:
+        >>> from PIL import Image
+        >>> from mmft.evaluation.metrics import ClipScore
+        >>> metric = ClipScore("openai/clip-vit-base-patch32")
+        >>> red = Image.new("RGB", (64, 64), "red")
+        >>> found = metric.compute(predictions=["a red square"], images=[red])
+        >>> 0 <= found["clip_score"] <= 2.5
+        True
     """
 
     measure = "clip_score"

@@ -1,0 +1,404 @@
+"""`mmft explain`: which answers and decisions are explained, what is written, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+import yaml
+from peft import LoraConfig
+
+from mmft.cli import explain, main
+from mmft.cli.explain import explain_run
+from mmft.cli.explain_policy import token_place
+from mmft.cli.explain_settings import Wanted
+from mmft.engine.actor_critic import VLMActorCritic
+from mmft.errors import ConfigError
+from mmft.models.backbone import load_backbone
+from mmft.report.record import write_json_lines
+from mmft.tiny import CAPTIONER_NAME, PROMPT, captioner_path, load_scenes
+from tests.cli.agent_support import AGENT, LENGTHS, agent_config
+from tests.cli.support import lines, refusal, summary
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+SETTINGS: dict[str, Any] = {
+    "model_name_or_path": CAPTIONER_NAME,
+    "dataset_name": "mmft/scenes",
+    "instruction": PROMPT,
+    "eval_split": "validation",
+    "max_eval_rows": 6,
+    "max_completion_length": 20,
+    "seed": 0,
+}
+SAID = {0: "a blue star.", 2: "a red circle and a", 4: "a pink star."}
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The captioner with untrained adapters and a critic, and three answers that it is said to have given."""
+    folder = tmp_path_factory.mktemp("policy") / "run"
+    torch.manual_seed(0)
+    adapters = LoraConfig(r=2, target_modules=r".*language_model.*\.(q|v)_proj", init_lora_weights=False)
+    backbone = load_backbone(CAPTIONER_NAME, peft_config=adapters)
+    model: Any = backbone.model
+    model.peft_config["default"].base_model_name_or_path = str(captioner_path())
+    policy = VLMActorCritic(backbone, critic=True, reference=False)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if name.startswith("value_head."):  # it begins at 0
+                parameter.normal_(std=0.1)
+    policy.save_pretrained(folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
+    write_json_lines(
+        folder / "samples.jsonl",
+        [
+            {
+                "key": ["validation", row],
+                "prompt": PROMPT,
+                "before": {"completion": "a star.", "ended": True},
+                "after": {"completion": text, "ended": text.endswith("."), "reward": float(row)},
+            }
+            for row, text in SAID.items()
+        ],
+    )
+    return folder
+
+
+@pytest.fixture
+def run(policy_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(policy_folder, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def agent_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for algorithm in ("dqn", "ppo"):
+        folder = tmp_path_factory.mktemp(algorithm)
+        assert main([algorithm, *agent_config(folder, algorithm, eval_episodes=4)]) == 0
+        folders[algorithm] = folder / "run"
+    return folders
+
+
+@pytest.fixture(autouse=True)
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The report has tests of its own; here it counts that it is made."""
+    made: list[Path] = []
+    monkeypatch.setattr(explain, "write_page", made.append)
+    return made
+
+
+def page(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "explain.json").read_text())
+
+
+def test_answers_that_were_kept_are_explained_and_others_are_given_anew(
+    run: Path, capsys: pytest.CaptureFixture[str], reports: list[Path]
+):
+    assert main(["explain", str(run), "--rows", "6"]) == 0
+    told = page(run / "explain")
+    assert (told["of"], told["baseline"]) == ("completion", "saved")
+    assert list(told["samples"]) == [f'["validation", {row}]' for row in range(6)]
+    texts = [each["text"] for each in told["samples"].values()]
+    assert [texts[row] for row in SAID] == list(SAID.values())
+    assert all(text.startswith("a ") for text in texts)  # the captioner's own words
+    said = [each["tokens"] for each in told["samples"].values()]
+    ended, cut = said[0], said[2]
+    assert ended[-1][0] == "</s>"
+    assert cut[-1][0] == " a"  # no end token where there was none
+    for row, sample in enumerate(told["samples"].values()):
+        assert sample["grid"] == [8, 8]
+        assert len(sample["patches"]) == 64
+        assert sum(sample["shares"].values()) == pytest.approx(1.0, abs=1e-5)
+        with PIL.Image.open(run / sample["picture"]) as image:
+            assert image.width == 1380, f"row {row}"
+    out = capsys.readouterr().out
+    assert "image share  prompt share  answer share" in out
+    assert "validation 0" in out
+    assert f"{run / 'explain'}/ holds explain.json and 0_heat.png, ..., 5_heat.png" in out
+    assert reports == [run]
+
+
+def test_rows_are_spread_over_the_split(run: Path):
+    explain_run(run, rows=2)
+    assert list(page(run / "explain")["samples"]) == ['["validation", 0]', '["validation", 3]']
+
+
+def test_the_pretrained_model_is_explained_with_its_own_answers(run: Path):
+    tuned = explain_run(run, rows=1)
+    base = explain_run(run, rows=1, base=True)
+    assert page(run / "explain")["baseline"] == "base"
+    assert base.explained[0].text == "a star."
+    assert base.explained[0].found.value != tuned.explained[0].found.value
+
+
+def test_a_token_is_found_by_its_word_in_the_answers_that_have_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["explain", str(run), "--rows", "3", "--token", "star"]) == 0
+    told = page(run / "explain")
+    assert told["of"] == "token"
+    assert list(told["samples"]) == ['["validation", 0]', '["validation", 4]']
+    for sample in told["samples"].values():
+        text, _ = sample["tokens"][sample["marked"]]
+        assert text == " star"
+        # What comes behind the token can have no part in it.
+        assert all(importance == 0.0 for _, importance in sample["tokens"][sample["marked"] :])
+    assert "note: 1 answer has no token 'star'" in capsys.readouterr().out
+
+
+def test_a_token_is_found_by_its_place(run: Path):
+    found = explain_run(run, rows=1, token="1")
+    assert found.explained[0].position == 1
+    assert found.explained[0].found.of == "token"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "place"),
+    [
+        ("star", 2),
+        ("STAR", 2),
+        ("3", 3),
+        ("9", None),
+        ("cir", 3),
+        ("circle", 3),
+        ("cle<", 4),
+        ("dog", None),
+        ("", None),
+    ],
+)
+def test_places_of_tokens(wanted: str, place: int | None):
+    """A word of two tokens is where it begins."""
+    assert token_place(["a", " red", " star", " cir", "cle", "</s>"], wanted) == place
+
+
+def test_the_value_is_that_of_the_critic(run: Path):
+    found = explain_run(run, rows=1, of="value")
+    assert found.explained[0].found.of == "value"
+    at_start = explain_run(run, rows=1, of="value", token="0")
+    assert at_start.explained[0].found.value != found.explained[0].found.value
+
+
+def test_a_picture_of_ones_own(run: Path, tmp_path: Path, reports: list[Path]):
+    load_scenes("test", 1)[0]["image"].save(tmp_path / "mine.png")
+    words = ["--image", str(tmp_path / "mine.png"), "--output", str(tmp_path / "out")]
+    assert main(["explain", str(run), *words, "--answer", "a red star.", "--prompt", "What is it?"]) == 0
+    (sample,) = page(tmp_path / "out")["samples"].values()
+    assert sample["text"] == "a red star."
+    assert sample["picture"] == "out/0_heat.png"
+    assert " it" in [text for text, _ in sample["tokens"]]
+    assert reports == []  # the run's own explanations are as they were
+    assert not (run / "explain").exists()
+    assert main(["explain", str(run), *words]) == 0
+    (sample,) = page(tmp_path / "out")["samples"].values()
+    assert sample["text"].startswith("a ")
+
+
+def test_the_method_is_told(run: Path):
+    shares = {}
+    for method in ("gradient", "relative"):
+        explain_run(run, rows=1, method=method)
+        told = page(run / "explain")
+        assert told["method"] == method
+        (sample,) = told["samples"].values()
+        shares[method] = sample["shares"]["image"]
+    # The captioner's projector makes long rows, which the plain gradient does not know.
+    assert shares["relative"] > shares["gradient"] + 0.2
+
+
+def test_a_map_lies_beside_the_heat_maps(run: Path):
+    found = explain_run(run, rows=1, map_by="caption", map_rows=6)
+    told = page(run / "explain")
+    (figure,) = told["figures"]
+    assert figure["file"] == "explain/pca.png"
+    assert figure["title"] == "States by caption"
+    assert "before and after training" in figure["caption"]
+    with PIL.Image.open(run / "explain" / "pca.png") as image:
+        two = image.width
+    assert found.pictures == [run / "explain" / "0_heat.png"]
+    explain_run(run, rows=1, map_by="reward", map_rows=6, base=True)
+    with PIL.Image.open(run / "explain" / "pca.png") as image:
+        assert image.width < two - 400
+
+
+def test_notebooks_get_the_numbers(run: Path):
+    found = explain_run(str(run), rows=1)
+    attribution = found.explained[0].found
+    assert 0.0 < attribution.image_share < 1.0
+    assert found.folder == run / "explain"
+
+
+def without(folder: Path, *names: str) -> str:
+    """The run without some of its settings."""
+    settings = {name: value for name, value in SETTINGS.items() if name not in names}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rows", "0"], "`--rows` must be >= 1; got 0"),
+        (["--map-rows", "2"], "`--map-rows` must be >= 3; got 2"),
+        (["--answer", "a star."], "`--answer` goes with a picture of your own; add `--image FILE`"),
+        (["--prompt", "What?"], "`--prompt` goes with a picture of your own"),
+        (["--of", "token"], "`--of token` needs `--token`"),
+        (["--of", "completion", "--token", "a"], "`--token` goes with `--of token` or `--of value`"),
+        (["--of", "q"], "`--of q` does not go with a policy; choose completion, token, value"),
+        (["--of", "reward"], "invalid choice: 'reward'"),
+        (["--token", "dog"], "`--token` 'dog' is in no answer. The tokens of the first are 'a', ' blue'"),
+        (["--map-by", "colour"], "`--map-by` 'colour' is no column of the held-out rows"),
+        (["--map-by", "capton"], "Did you mean 'caption'?"),
+        (["--map-by", "facts"], "which can be no colour"),
+        (["--image", "nowhere.png"], "`--image` 'nowhere.png' is no file"),
+        (["--base", "--of", "value"], "`--of value` needs a critic, and the pretrained model has none"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+):
+    assert message in refusal(capsys, ["explain", str(run), *words])
+
+
+def test_a_picture_that_cannot_be_read_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "no.png").write_text("no picture")
+    told = refusal(capsys, ["explain", str(run), "--image", str(tmp_path / "no.png")])
+    assert "cannot be read as a picture" in told
+
+
+def test_runs_without_held_out_rows_or_a_critic_are_refused(run: Path, capsys: pytest.CaptureFixture[str]):
+    (run / "heads.safetensors").unlink()
+    assert "`--of value` needs a critic, and this run has none" in refusal(
+        capsys, ["explain", str(run), "--of", "value"]
+    )
+    told = refusal(capsys, ["explain", without(run, "eval_split")])
+    assert "held no rows out (`eval_split`). Give a picture: `--image FILE`" in told
+
+
+def test_a_reward_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "reward_model.json").write_text("{}")
+    assert "trained a reward model; what is explained are answers" in refusal(
+        capsys, ["explain", str(tmp_path)]
+    )
+
+
+# Agents
+
+
+def test_decisions_of_a_q_agent_are_explained(
+    agent_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["--rows", "3", "--map-by", "action", "--map-rows", "20", "--output", str(tmp_path / "out")]
+    assert main(["explain", str(agent_folders["dqn"]), *words]) == 0
+    told = page(tmp_path / "out")
+    assert told["of"] == "q"
+    assert list(told["samples"]) == [f'["episode", {number}, "step", 0]' for number in range(3)]
+    assert {each["text"] for each in told["samples"].values()} <= {"up", "right", "down", "left"}
+    assert [each["file"] for each in told["figures"]] == [
+        "out/pca.png", "out/0_heat.png", "out/1_heat.png", "out/2_heat.png",
+    ]  # fmt: skip
+    assert "episode 0 step 0" in capsys.readouterr().out
+
+
+def test_the_chosen_action_is_explained_and_has_the_best_score(
+    agent_folders: dict[str, Path], tmp_path: Path
+):
+    found = explain_run(agent_folders["dqn"], rows=2, output=tmp_path / "out")
+    for each in found.explained:
+        (chosen,) = [choice for choice in each.choices if choice.chosen]
+        assert chosen.score == max(choice.score for choice in each.choices if choice.legal)
+        assert chosen.score == pytest.approx(each.found.value, abs=1e-5)
+        assert chosen.name == each.text
+
+
+def test_policy_and_value_of_an_agent(agent_folders: dict[str, Path], tmp_path: Path):
+    folder, output = agent_folders["ppo"], tmp_path / "out"
+    policy = explain_run(folder, rows=1, output=output)
+    assert policy.explained[0].found.of == "policy"
+    (chosen,) = [choice for choice in policy.explained[0].choices if choice.chosen]
+    assert torch.tensor(chosen.score).log() == pytest.approx(policy.explained[0].found.value, abs=1e-4)
+    value = explain_run(folder, rows=1, of="value", output=output)
+    assert value.explained[0].found.of == "value"
+    assert sum(choice.score for choice in value.explained[0].choices) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("column", ["value", "step", "text"])
+def test_maps_of_agents(column: str, agent_folders: dict[str, Path], tmp_path: Path):
+    explain_run(agent_folders["dqn"], rows=1, map_by=column, map_rows=20, output=tmp_path / "out")
+    with PIL.Image.open(tmp_path / "out" / "pca.png") as image:
+        assert image.width > 300
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words", "message"),
+    [
+        ("dqn", ["--of", "policy"], "`--of policy` does not go with an agent that learned Q; choose q"),
+        ("ppo", ["--of", "q"], "`--of q` does not go with an agent that learned a policy"),
+        ("dqn", ["--token", "a"], "`--token` is for policies, and this run trained an agent"),
+        ("dqn", ["--base"], "`--base` is for policies, and this run trained an agent"),
+        ("dqn", ["--map-by", "colour"], "`--map-by` 'colour' is nothing of an agent's"),
+    ],
+)
+def test_what_agents_do_not_have_is_refused(
+    agent_folders: dict[str, Path],
+    algorithm: str,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert message in refusal(capsys, ["explain", str(agent_folders[algorithm]), *words])
+
+
+def test_an_agent_without_its_settings_is_refused(
+    agent_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = shutil.copytree(agent_folders["dqn"], tmp_path / "run")
+    (folder / "config.yaml").unlink()
+    assert "names the agent's environment (`env`)" in refusal(capsys, ["explain", str(folder)])
+
+
+# The end of training
+
+
+def test_a_finished_agent_has_explained_the_decisions_that_it_shows(agent_folders: dict[str, Path]):
+    for algorithm, of in (("dqn", "q"), ("ppo", "policy")):
+        folder = agent_folders[algorithm]
+        told = page(folder / "explain")
+        assert told["of"] == of
+        assert len(told["samples"]) == AGENT["num_samples"]
+        found = summary(folder)["modality_use"]
+        assert found["before"] is None
+        assert found["after"]["rows"] == AGENT["num_samples"]
+        assert found["after"]["image_share"] + found["after"]["text_share"] == pytest.approx(1.0, abs=1e-5)
+        if algorithm == "dqn":
+            assert any("importance/image_share" in line for line in lines(folder / "metrics.jsonl"))
+    assert LENGTHS.keys() >= agent_folders.keys()
+
+
+def test_a_finished_policy_has_explained_the_answers_that_it_shows(run_folder: Path):
+    told = page(run_folder / "explain")
+    samples = lines(run_folder / "samples.jsonl")
+    shown = [samples[index] for index in (0, 1)]  # two of three, spread
+    assert list(told["samples"]) == [json.dumps(each["key"]) for each in shown]
+    assert [each["text"] for each in told["samples"].values()] == [
+        each["after"]["completion"] for each in shown
+    ]
+    found = summary(run_folder)["modality_use"]
+    for when in ("before", "after"):
+        assert found[when]["rows"] == 3
+        assert found[when]["image_share"] + found[when]["text_share"] == pytest.approx(1.0, abs=1e-5)
+    assert any("importance/image_share" in line for line in lines(run_folder / "metrics.jsonl"))
+
+
+def test_wanted_is_checked_from_python_too():
+    with pytest.raises(ConfigError, match="`--rows` must be >= 1"):
+        Wanted(rows=0)
+    assert dataclasses.replace(Wanted(), rows=2).target(("q",), "an agent") == "q"
