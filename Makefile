@@ -44,13 +44,14 @@ format: $(STAMP)  ## Put the code into the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Measure steps, rewards, regularisers, objectives and agents; over an hour
+bench: $(STAMP)  ## Measure steps, rewards, regularisers, objectives, agents and the report; over an hour
 	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python -m tests.benchmarks.rewards
 	$(BIN)/python -m tests.benchmarks.regularizers
 	$(BIN)/python -m tests.benchmarks.offline_rwl
 	$(BIN)/python -m tests.benchmarks.objectives
 	$(BIN)/python -m tests.benchmarks.environments
+	$(BIN)/python -m tests.benchmarks.report
 
 clean:  ## Remove the environment, caches and builds; keep runs/
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

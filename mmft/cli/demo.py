@@ -36,7 +36,7 @@ def parser() -> RunParser:
     )
     words.add_argument("--no-browser", action="store_true", help="do not open a browser")
     words.add_argument("--revision", help="of the hub's repository")
-    words.add_argument("--base_model", metavar="NAME", help="where the pretrained model is, if it moved")
+    words.add_argument("--base-model", metavar="NAME", help="where the pretrained model is, if it moved")
     return words
 
 

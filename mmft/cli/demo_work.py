@@ -5,12 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from PIL.Image import Image
 
 from mmft.cli.lone_pictures import (
     BASE,
@@ -24,9 +21,10 @@ from mmft.cli.lone_pictures import (
     run_rewards,
 )
 from mmft.data.messages import prompt_text
-from mmft.engine.attribution import Attribution, explain_completions
+from mmft.engine.attribution import Method, explain_completions
 from mmft.errors import ConfigError
-from mmft.report.heat_maps import HeatMap, HeatPicture, HeatToken, draw_heat_map
+from mmft.report.explanations import Explained, heat_map
+from mmft.report.heat_maps import draw_heat_map
 from mmft.report.thumbnails import SAMPLES_FOLDER
 from mmft.runs import SAMPLES_FILE, Answerer, Run
 from mmft.tiny import CAPTIONER_NAME, PROMPT, SCENES_NAME, load_scenes
@@ -34,6 +32,8 @@ from mmft.types import Prompt, PromptRow
 
 NUM_EXAMPLES = 6
 COMPLETION, TOKEN, VALUE = "completion", "token", "value"
+METHOD: Method = "relative"
+"""Of the heat: by it, picture and words of different scale compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +135,19 @@ class Workshop:
         policy = self.answerers[which].policy
         if target == VALUE and policy.value_head is None:
             raise ConfigError("the model before training has no critic. Choose the tuned one.")
+        place = position if target == TOKEN else None
         with self._lock:
             (found,) = explain_completions(
                 policy,
                 [outcome.row],
                 [answer.ids],
                 target=target,
-                position=position if target == TOKEN else None,
+                position=place,
+                method=METHOD,
             )
             path = self.folder / f"heat-{next(self._numbers)}.png"
-        draw_heat_map(heat_map(outcome.row, found, position if target == TOKEN else None), path)
+        explained = Explained(outcome.row.key, answer.text, outcome.row.images, found, position=place)
+        draw_heat_map(heat_map(explained, METHOD), path)
         return path
 
     def examples(self) -> list[Example]:
@@ -197,29 +200,6 @@ class Workshop:
     def _question(self, text: str) -> Prompt:
         """A prompt in messages stays what it is, unless its words were changed."""
         return self.run.prompt if self.prompt and text == self.prompt else text
-
-
-def heat_map(row: PromptRow, found: Attribution, position: int | None) -> HeatMap:
-    """An attribution as `report.heat_maps` draws it."""
-    answer_starts = sum(token.part != "answer" for token in found.tokens)
-    marked = None if position is None else answer_starts + position
-    what = {COMPLETION: "log-prob of the answer", TOKEN: "log-prob of the marked token", VALUE: "value"}
-    return HeatMap(
-        title=f"{what[found.of]}: {found.value:.3g}",
-        pictures=_pictures(row.images, found),
-        tokens=[
-            HeatToken(token.text, token.importance, token.part, marked=number == marked)
-            for number, token in enumerate(found.tokens)
-        ],
-        shares=found.shares,
-    )
-
-
-def _pictures(images: Sequence[Image], found: Attribution) -> list[HeatPicture]:
-    return [
-        HeatPicture(image, seen.grid, seen.patches)
-        for image, seen in zip(images, found.pictures, strict=True)
-    ]
 
 
 def _lines(references: Any) -> str:

@@ -71,7 +71,7 @@ def parser() -> RunParser:
         "--output", metavar="DIR", help=f"where to write; {EXPLAIN_FOLDER} in the run's folder if unset"
     )
     words.add_argument("--revision", help="of the hub's repository")
-    words.add_argument("--base_model", metavar="NAME", help="where the pretrained model is, if it moved")
+    words.add_argument("--base-model", metavar="NAME", help="where the pretrained model is, if it moved")
     return words
 
 

@@ -59,7 +59,7 @@ def parser() -> RunParser:
     words.add_argument("--seed", type=int, help="of drawing; the run's if unset")
     words.add_argument("--max_completion_length", type=int, metavar="N", help="tokens; the run's if unset")
     words.add_argument("--revision", help="of the hub's repository")
-    words.add_argument("--base_model", metavar="NAME", help="where the pretrained model is, if it moved")
+    words.add_argument("--base-model", metavar="NAME", help="where the pretrained model is, if it moved")
     words.add_argument("--json", action="store_true", help="one JSON object per completion and line")
     return words
 

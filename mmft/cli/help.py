@@ -22,6 +22,7 @@ NAMES = {
     "RewardModelScriptConfig": "what to learn, and what to show",
     "ModelConfig": "model (TRL's ModelConfig)",
     "OnlineConfig": "rollouts",
+    "ImportanceSettings": "what answers and decisions hang on",
     "RegularizationConfig": "staying near the pretrained weights",
     "AdvantageConfig": "advantages and the price of KL",
     "AgentConfig": "environments, what is read of them, and heads",

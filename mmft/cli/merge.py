@@ -51,7 +51,9 @@ def parser() -> RunParser:
         help="of the weights, in which the adapters are added to them; by default that of the base model",
     )
     words.add_argument(
-        "--base", help="the pretrained model under the adapter, if it is no longer where it was"
+        "--base-model",
+        metavar="NAME",
+        help="the pretrained model under the adapter, if it is no longer where it was",
     )
     words.add_argument("--revision", help="of the run's repository on the hub")
     return words
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     told = parser().parse_args(argv)
     output = Path(told.output)
     check_output(output)
-    run = Run.from_pretrained(told.run, revision=told.revision, base=told.base)
+    run = Run.from_pretrained(told.run, revision=told.revision, base=told.base_model)
     check_precision(run)
     backbone = run.load_policy(dtype=told.dtype or "auto").backbone
     merged = merge(backbone, told.run)
@@ -96,7 +98,8 @@ def check_precision(run: Run) -> None:
     if rounded and run.base is None:
         raise ConfigError(
             f"{run.folder} was trained on a quantised model (`{rounded[0]}`), which adapters cannot be added "
-            "to. Name the model that was quantised (`--base`); the merged one will answer a little otherwise."
+            "to. Name the model that was quantised (`--base-model`); the merged one will answer a little "
+            "otherwise."
         )
 
 
@@ -110,7 +113,7 @@ def merge(backbone: Backbone, name: str) -> Any:
     if getattr(backbone.base, "quantization_method", None) is not None:
         raise ConfigError(
             f"the base model of {name} is quantised, and nothing can be added to rounded weights. Name the "
-            "model that was quantised (`--base`)."
+            "model that was quantised (`--base-model`)."
         )
     if not backbone.has_adapters:
         return model

@@ -39,7 +39,9 @@ def parser() -> RunParser:
         help="also what shows rows of the data; by default only if mmft drew them",
     )
     words.add_argument(
-        "--base", help="the hub's name of the pretrained model, if the run knows it by a folder"
+        "--base-model",
+        metavar="NAME",
+        help="the hub's name of the pretrained model, if the run knows it by a folder",
     )
     words.add_argument("--license", help="goes into the card's metadata, such as apache-2.0")
     words.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         commit_message=told.commit_message,
         include_checkpoints=told.include_checkpoints,
         samples=told.samples,
-        base=told.base,
+        base=told.base_model,
         license=told.license,
         dry_run=told.dry_run,
     )

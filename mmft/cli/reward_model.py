@@ -18,6 +18,7 @@ from mmft.data.rows import PromptDataset
 from mmft.data.splits import held_out_rows
 from mmft.errors import ConfigError, DataError
 from mmft.report.record import Evaluation, Outcome
+from mmft.trainers.callbacks import replace_progress
 from mmft.trainers.reward_model import RewardModelTrainer
 
 WORDS = {"true": 1.0, "false": 0.0}
@@ -40,9 +41,7 @@ def run(config: RunConfig) -> int:
         as_prompts(train_rows, script, script.train_split),
         None if held_out is None else as_prompts(held_out, script, script.eval_split or "held out"),
     )
-    if not config.training.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(JudgementProgress())
+    replace_progress(trainer, JudgementProgress())
     before = evaluate(trainer, "before")
     seconds = train(trainer)
     after = evaluate(trainer, "after")

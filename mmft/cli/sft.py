@@ -22,7 +22,7 @@ from mmft.models.adapters import can_merge, save_beside
 from mmft.report.card import CardFacts, model_card
 from mmft.report.record import Change, hardware, versions, write_json
 from mmft.tiny import CAPTIONER_NAME
-from mmft.trainers.callbacks import RunFiles
+from mmft.trainers.callbacks import RunFiles, replace_progress
 from mmft.trl_bridge import SFTTrainer
 
 
@@ -57,9 +57,7 @@ def run(config: RunConfig) -> int:
         processing_class=backbone.processor,
         callbacks=[RunFiles()],
     )
-    if not config.training.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(LossProgress())
+    replace_progress(trainer, LossProgress())
     before = trainer.evaluate()["eval_loss"] if held_out else None
     seconds = train(trainer)
     after = trainer.evaluate()["eval_loss"] if held_out else None

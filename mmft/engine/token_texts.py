@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import Any
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
@@ -27,6 +26,12 @@ def token_texts(processor: Any, ids: Sequence[int]) -> list[str]:
     for number, prefix in enumerate(decoded, start=1):
         whole = prefix.rstrip(INCOMPLETE) if number < len(decoded) else prefix
         # Not all of `shown`: a decoder may take back a space that it has shown.
-        texts.append(whole[len(commonprefix([shown, whole])) :])
+        texts.append(whole[_num_common(shown, whole) :])
         shown = whole
     return texts
+
+
+def _num_common(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -108,8 +108,8 @@ def _base(name: str | None, there: Destination, *, beside: bool) -> str | None:
     if is_local(name):
         raise ConfigError(
             f"what {there.folder} holds belongs to the model in {name}, a folder that others do not have. "
-            "Give the name that this model has on the hub (`--base`, `base=`), or write one whole model with "
-            "`mmft merge` and push that."
+            "Give the name that this model has on the hub (`--base-model`, `base=`), or write one whole model "
+            "with `mmft merge` and push that."
         )
     return name
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmft.data.messages import prompt_text
 from mmft.data.rows import PromptDataset
 from mmft.report.card_parts import NUM_SAMPLES, CardSample, save_picture
 from mmft.report.record import Outcome, is_number, spread
-from mmft.types import Prompt
 
 
 def card_samples(held_out: PromptDataset | None, outcome: Outcome, folder: Path) -> list[CardSample]:
@@ -30,18 +30,6 @@ def card_samples(held_out: PromptDataset | None, outcome: Outcome, folder: Path)
             )
         )
     return samples
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """The words of a prompt, whoever says them."""
-    if isinstance(prompt, str):
-        return prompt
-    texts = []
-    for message in prompt:
-        content = message.get("content") or ""
-        blocks = [{"text": content}] if isinstance(content, str) else content
-        texts += [str(block["text"]) for block in blocks if block.get("text")]
-    return " ".join(texts)
 
 
 def _known(reward: float | None) -> float | None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import transformers.trainer
 from transformers import (
     ProgressCallback,
     Trainer,
@@ -58,6 +59,13 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines(keepends=True) if path.is_file() else []
 
 
+def replace_progress(trainer: Trainer, progress: TrainerCallback) -> None:
+    """Puts a bar in the place of the Trainer's own, if it has one; notebooks have another."""
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)
+        trainer.add_callback(progress)
+
+
 class RewardProgress(ProgressCallback):
     """The Trainer's progress bar, with reward and KL behind it instead of a printed line per log."""
 
@@ -68,9 +76,7 @@ class RewardProgress(ProgressCallback):
     @classmethod
     def install(cls, trainer: Trainer) -> None:
         """Replaces the trainer's own progress bar, if it has one."""
-        if not trainer.args.disable_tqdm:
-            trainer.remove_callback(ProgressCallback)
-            trainer.add_callback(cls())
+        replace_progress(trainer, cls())
 
     def on_log(
         self,

@@ -16,9 +16,8 @@ from PIL import Image
 from mmft.cli import demo_work
 from mmft.cli.demo import usable_port
 from mmft.cli.demo_page import answer_page, error_page, guarded, heading, waiting
-from mmft.cli.demo_work import COMPLETION, TOKEN, VALUE, Outcome, Workshop, heat_map
+from mmft.cli.demo_work import COMPLETION, TOKEN, VALUE, Outcome, Workshop
 from mmft.cli.lone_pictures import BASE, TUNED, Part, Said, Scores, open_run
-from mmft.engine.attribution import explain_completions
 from mmft.errors import ConfigError
 from mmft.report.heat_maps import HeatMap
 from mmft.runs import Answer, Answerer, Run
@@ -108,16 +107,19 @@ def test_what_was_said_is_explained_token_by_token(
     assert drawn[0].title == f"log-prob of the answer: {sum(outcome.of(TUNED).answer.logps):.3g}"
 
 
-def test_a_heat_map_marks_the_token_that_it_explains(workshop: Workshop, picture: str):
+def test_a_heat_map_marks_the_token_that_it_explains(
+    workshop: Workshop, picture: str, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[HeatMap] = []
+    monkeypatch.setattr(demo_work, "draw_heat_map", lambda heat, path: drawn.append(heat))
     outcome = workshop.answer(picture, "what now", "", "", 0.0)
-    policy, answer = workshop.answerers[TUNED].policy, outcome.of(TUNED).answer
-    (found,) = explain_completions(policy, [outcome.row], [answer.ids], target=TOKEN, position=2)
-    heat = heat_map(outcome.row, found, 2)
-    own = [token for token in heat.tokens if token.part == "answer"]
+    answer = outcome.of(TUNED).answer
+    workshop.explain(outcome, TUNED, TOKEN, 2)
+    own = [token for token in drawn[0].tokens if token.part == "answer"]
     assert [token.marked for token in own] == [place == 2 for place in range(len(answer.ids))]
-    assert sum(token.marked for token in heat.tokens) == 1
-    assert heat.title == f"log-prob of the marked token: {answer.logps[2]:.3g}"
-    assert not any(token.marked for token in heat_map(outcome.row, found, None).tokens)
+    assert sum(token.marked for token in drawn[0].tokens) == 1
+    assert drawn[0].title == f"log-prob of {answer.token_texts[2].strip()!r}: {answer.logps[2]:.3g}"
+    assert drawn[0].unit == "||dlog p/dE|| ||E||"
 
 
 def test_examples_are_the_runs_own_pictures(run_folder: Path, workshop: Workshop):

@@ -188,10 +188,10 @@ def test_adapters_of_a_quantised_model_need_to_be_told_what_to_be_put_on(
 ):
     run, merged = make_policy(tmp_path / "run", load_in_4bit=True), tmp_path / "merged"
     assert "was trained on a quantised model (`load_in_4bit`)" in refused([str(run), str(merged)], capsys)
-    assert main(["merge", str(run), str(merged), "--base", NAME]) == 0
+    assert main(["merge", str(run), str(merged), "--base-model", NAME]) == 0
     backbone = load_backbone(NAME, trainable=())
     backbone.base.quantization_method = "bitsandbytes"
-    with pytest.raises(ConfigError, match=r"base model of x is quantised.*`--base`"):
+    with pytest.raises(ConfigError, match=r"base model of x is quantised.*`--base-model`"):
         merge(backbone, "x")
 
 

@@ -118,7 +118,9 @@ def test_a_base_that_is_a_folder_here_is_an_error_until_it_has_a_name(tmp_path: 
     model = tmp_path / "model"
     model.mkdir()
     run = with_base(make_run(tmp_path / "run", model_name_or_path=str(model)), str(model))
-    with pytest.raises(ConfigError, match=rf"belongs to the model in {model}, .*`--base`.*`mmft merge`"):
+    with pytest.raises(
+        ConfigError, match=rf"belongs to the model in {model}, .*`--base-model`.*`mmft merge`"
+    ):
         sent(run)
     changed, notes = sent(run, base="some-org/some-vlm")
     assert json.loads(changed["adapter_config.json"])["base_model_name_or_path"] == "some-org/some-vlm"

@@ -18,7 +18,14 @@ def test_every_option_reaches_the_push(hub: Hub, tmp_path: Path, capsys: pytest.
     run = make_run(tmp_path / "run", model_name_or_path=str(tmp_path))
     (run / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{tmp_path}"}}')
     words = ["push", str(run), "mine", "--private", "--revision", "second", "--commit-message", "Hello"]
-    words += ["--include-checkpoints", "--no-samples", "--base", "some-org/some-vlm", "--license", "mit"]
+    words += [
+        "--include-checkpoints",
+        "--no-samples",
+        "--base-model",
+        "some-org/some-vlm",
+        "--license",
+        "mit",
+    ]
     assert main(words) == 0
     repo = hub.repos["ada/mine"]
     assert repo.private

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from mmft.data.rows import as_prompts
-from mmft.report.card_samples import card_samples, prompt_text
+from mmft.report.card_samples import card_samples
 from mmft.report.record import Evaluation, Outcome
 
 
@@ -49,13 +49,3 @@ def test_rows_without_pictures_write_none(tmp_path: Path):
 
 def test_without_held_out_rows_there_are_no_samples(tmp_path: Path):
     assert card_samples(None, Outcome(None, None, 1.0), tmp_path) == []
-
-
-def test_the_words_of_a_conversation_are_its_prompt():
-    messages = [
-        {"role": "system", "content": "Be short."},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
-        {"role": "assistant", "content": None},
-    ]
-    assert prompt_text(messages) == "Be short. What is it?"
-    assert prompt_text("a") == "a"

@@ -38,7 +38,7 @@ OWN = {
     "reward_time_limit", "reward_on_error", "eval_temperature", "feature_cache_mb", "rollout_batch_size",
     "advantage_estimator", "whiten_advantages", "entropy_coef", "kl_target", "kl_horizon", "early_stop_kl",
     "critic_learning_rate", "l2_pretrained_coef", "l2_adapter_coef", "l2_pretrained_device",
-    "importance_steps", "importance_method",
+    "importance_steps", "importance_method", "num_tracked_samples", "tracked_samples_steps",
 }  # fmt: skip
 ALGORITHMS = [PPOConfig, A2CConfig]
 FIELDS = [(config, name) for config in ALGORITHMS for name in own_fields(config)]
