@@ -48,6 +48,10 @@ ISOLATION = ("time_limit", "on_error", "on_none")
 """Keys beside a reward's arguments, which say how its calls are kept apart from the run."""
 NESTED = ("reward", "potential")
 """Arguments that are rewards themselves; `parts` is a mapping of them, each with a `weight`."""
+SHIPPED = ("rewards", "mmft.tiny")
+"""Modules whose rewards come with this library, by the name before the colon."""
+SENDING = ("judge",)
+"""Rewards that send pictures and texts to an address among their arguments."""
 _TRL_PREFIXES = ("trl:", "trl.rewards.", "trl.rewards:")
 
 
@@ -83,6 +87,22 @@ def resolve_reward(spec: RewardSpec) -> RewardFunction:
     else:
         reward = _made(_imported(SHORT_NAMES.get(name, name), name), name, arguments)
     return IsolatedReward(reward, **isolation) if isolation else reward
+
+
+def names_of_others(specs: Sequence[RewardSpec]) -> list[str]:
+    """Of the rewards that a config names, nested ones too, those that are not this library's or TRL's own, or
+    that send what they read to an address: what a config of somebody else should not run unasked."""
+    found = []
+    for spec in specs:
+        name, arguments = _name_and_arguments(spec)
+        own = name in SHORT_NAMES or name.partition(":")[0] in SHIPPED or name.startswith(_TRL_PREFIXES)
+        if not own or name in SENDING:
+            found.append(name)
+        parts = arguments.get("parts")
+        inner = [arguments[key] for key in NESTED if isinstance(arguments.get(key), (str, Mapping))]
+        inner += list(parts.values()) if isinstance(parts, Mapping) else []
+        found += names_of_others(inner)
+    return found
 
 
 def _with_rewards_inside(arguments: dict[str, Any]) -> dict[str, Any]:

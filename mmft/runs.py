@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import yaml
@@ -22,6 +22,7 @@ from mmft.data.messages import to_messages
 from mmft.data.rows import as_prompts
 from mmft.engine.actor_critic import VLMActorCritic
 from mmft.engine.agent import VLMAgent, load_agent
+from mmft.engine.backbone_module import load_named
 from mmft.engine.judging import RewardSuite
 from mmft.engine.prompt_encoder import PromptEncoder
 from mmft.engine.reward_calls import Isolation, no_reward
@@ -30,10 +31,11 @@ from mmft.engine.saved_policy import base_name, load_policy
 from mmft.engine.token_texts import token_texts
 from mmft.errors import ConfigError
 from mmft.models import agent_spec, reward_model
-from mmft.models.adapters import ADAPTER_FILE
-from mmft.models.backbone import load_backbone
+from mmft.models.adapters import ADAPTER_FILE, load_adapter
+from mmft.models.backbone import Backbone
 from mmft.models.snapshots import local_folder
-from mmft.resolve import resolve_rewards
+from mmft.report.run_kind import Kind, run_kind
+from mmft.resolve import names_of_others, resolve_rewards
 from mmft.tiny import CAPTIONER_NAME, PROMPT
 from mmft.trainers.collector import Collector, Judged
 from mmft.trainers.metric_log import MetricLog
@@ -48,7 +50,6 @@ SUMMARY_FILE = "summary.json"
 SAMPLES_FILE = "samples.jsonl"
 CACHE_BYTES = 2**28
 """For encoded prompts of an answerer."""
-Kind = Literal["policy", "agent", "reward_model", "sft"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Run:
         settings: its config.yaml; empty where there is none.
         summary: its summary.json; empty where there is none.
         base: the name of the pretrained model, where it is no longer where it was.
+        trusts_code: whether code that its settings name may be run.
 
     Example:
         >>> from peft import LoraConfig
@@ -107,10 +109,16 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict, repr=False)
     summary: dict[str, Any] = field(default_factory=dict, repr=False)
     base: str | None = None
+    trusts_code: bool = True
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], *, revision: str | None = None, base: str | None = None
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        base: str | None = None,
+        trust_code: bool = False,
     ) -> Run:
         """Opens a run's folder, or downloads it from the hub.
 
@@ -118,6 +126,8 @@ class Run:
             name: folder or hub id.
             revision: of the hub's repository.
             base: the pretrained model, if it is no longer where it was.
+            trust_code: of a run from the hub: rewards and environments that it names and that are no part of
+                this library may be imported and called. Those of a folder are yours.
 
         Raises:
             ConfigError: there is no such folder or repository, or it holds no run.
@@ -129,6 +139,7 @@ class Run:
             _read(folder / CONFIG_FILE, yaml.safe_load),
             _read(folder / SUMMARY_FILE, json.loads),
             base,
+            trust_code or Path(name).is_dir(),
         )
         saved = (agent_spec.SPEC_FILE, reward_model.SPEC_FILE, ADAPTER_FILE, "config.json")
         if not run.settings and not any((folder / each).is_file() for each in saved):
@@ -140,11 +151,7 @@ class Run:
     @property
     def kind(self) -> Kind:
         """What it trained."""
-        if (self.folder / agent_spec.SPEC_FILE).is_file() or self.settings.get("env"):
-            return "agent"
-        if (self.folder / reward_model.SPEC_FILE).is_file():
-            return "reward_model"
-        return "sft" if "completion_choice" in self.settings else "policy"
+        return run_kind(self.folder, self.settings, self.summary)
 
     def load_policy(self, **options: Any) -> VLMActorCritic:
         """The policy with its critic; options as in `engine.saved_policy.load_policy`.
@@ -153,7 +160,9 @@ class Run:
             ConfigError: the run trained something else.
         """
         self._check_writes()
-        return load_policy(self.folder, **self._options(options))
+        base_revision = self.settings.get("model_revision") if self.base is None else None
+        given = self._precision() | {"base_revision": base_revision} | options
+        return load_policy(self.folder, **self._options(given))
 
     def load_base(self, **options: Any) -> VLMActorCritic:
         """The model that training started from; options as in `mmft.load_backbone`.
@@ -168,8 +177,11 @@ class Run:
         name = name or self.settings.get("model_name_or_path")
         if name is None:
             raise ConfigError(f"{self.folder} does not say which model it started from. Name it (`base=`).")
-        options = {"dtype": "auto"} | options
-        backbone = load_backbone(name, trainable=(), **options)
+        options = self._precision() | options
+        if self.base is None and self.settings.get("model_revision") is not None:
+            options = {"revision": self.settings["model_revision"]} | options
+        backbone = load_named(name, what=f"of the run {str(self.folder)!r}", **options)
+        backbone = self._with_first_adapter(backbone)
         return VLMActorCritic(backbone, critic=False, reference=False).requires_grad_(False).eval()
 
     def load_agent(self, **options: Any) -> VLMAgent:
@@ -187,8 +199,10 @@ class Run:
             reported: also those that were reported and never optimised, with weight 0.
 
         Raises:
-            ConfigError: the run names no reward, or one that cannot be made here.
+            ConfigError: the run names no reward, one that cannot be made here, or, from the hub, one that is
+                somebody's own code and not trusted.
         """
+        self.check_code()
         optimised = resolve_rewards(self.settings.get("reward_funcs") or [])[0]
         others = resolve_rewards(self.settings.get("eval_funcs") or [])[0] if reported else []
         if not optimised and not others:
@@ -234,6 +248,24 @@ class Run:
         rows: Any = as_prompts([row], "given")
         return with_system_prompt(rows[0], self.settings.get("system_prompt"))
 
+    def check_code(self) -> None:
+        """Refuses a run from the hub whose settings name code, unless it is trusted.
+
+        Raises:
+            ConfigError: it names rewards or an environment that are no part of this library.
+        """
+        if self.trusts_code:
+            return
+        specs = [*(self.settings.get("reward_funcs") or []), *(self.settings.get("eval_funcs") or [])]
+        found, env = names_of_others(specs), str(self.settings.get("env") or "")
+        found += [env] if ":" in env else []
+        if found:
+            raise ConfigError(
+                f"the run {self.name!r} comes from the hub and names code of its own, {found[0]!r}, which "
+                "would be imported and called. Look at its config.yaml; if you trust it, pass "
+                "`trust_code=True` (`--trust-code`)."
+            )
+
     def _check_writes(self) -> None:
         if self.kind in ("agent", "reward_model"):
             what = "an agent in an environment" if self.kind == "agent" else "a reward model"
@@ -244,6 +276,22 @@ class Run:
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         return ({} if self.base is None else {"base": self.base}) | options
+
+    def _precision(self) -> dict[str, Any]:
+        return {"dtype": self.settings.get("dtype") or "auto"}
+
+    def _with_first_adapter(self, backbone: Backbone) -> Backbone:
+        """The model with the adapter that training of its own weights began with, if there was one."""
+        first = self.settings.get("adapter_path")
+        if first is None or self.base is not None or (self.folder / ADAPTER_FILE).is_file():
+            return backbone
+        if not (Path(first) / ADAPTER_FILE).is_file():
+            raise ConfigError(
+                f"the run {str(self.folder)!r} started from the adapter {first!r}, which is not there. Name "
+                "the model that it started from (`base=`, `--base-model`)."
+            )
+        adapted: Any = load_adapter(backbone.base, first)
+        return Backbone(adapted.merge_and_unload(), backbone.processor)
 
 
 def with_system_prompt(row: PromptRow, system_prompt: str | None) -> PromptRow:

@@ -161,6 +161,11 @@ def test_import_loads_no_heavy_library():
     assert in_a_new_process(f"import mmft, sys; print({heavy} & set(sys.modules))").strip() == "set()"
 
 
+def test_settings_load_neither_torch_nor_transformers():
+    code = "import mmft.config, mmft.hub, sys; print({'torch', 'transformers'} & set(sys.modules))"
+    assert in_a_new_process(code).strip() == "set()"
+
+
 def test_import_takes_less_than_half_a_second():
     code = "import time; start = time.perf_counter(); import mmft; print(time.perf_counter() - start)"
     # The best of three: the machine may be busy with other tests.

@@ -14,6 +14,7 @@ import yaml
 
 import mmft
 from mmft.cli import main
+from mmft.engine import backbone_module
 from mmft.errors import ConfigError
 from mmft.runs import Answerer, Run, with_system_prompt
 from mmft.tiny import load_scenes
@@ -144,8 +145,11 @@ def test_the_model_it_started_from_is_found_beside_it_or_by_the_name_given(run: 
     settings = json.loads((beside.folder / "adapter_config.json").read_text())
     gone = settings | {"base_model_name_or_path": str(tmp_path / "gone")}
     (beside.folder / "adapter_config.json").write_text(json.dumps(gone))
-    with pytest.raises(OSError, match="gone"):
+    message = r"the pretrained model '.*gone' of the policy '.*copy' cannot be loaded: .*`--base-model`"
+    with pytest.raises(ConfigError, match=message):
         beside.load_policy()
+    with pytest.raises(ConfigError, match=r"gone' of the run '.*copy' cannot be loaded"):
+        beside.load_base()
     renamed = Run.from_pretrained(beside.folder, base="mmft/tiny-captioner")
     assert renamed.load_policy().backbone.has_adapters
     shutil.copytree(mmft.tiny.captioner_path(), beside.folder / "base")
@@ -198,3 +202,57 @@ def test_what_a_run_trained_is_told_by_its_files(
             ConfigError, match=r"which writes nothing\. Give the folder of a run of `mmft ppo`"
         ):
             run.load_policy()
+
+
+def test_a_run_from_the_hub_runs_no_code_of_its_own_unless_it_is_trusted(run: Run):
+    shipped = dataclasses.replace(run, trusts_code=False)
+    assert shipped.load_rewards().names == run.load_rewards().names
+    nested = {"name": "shaped", "reward": "bleu", "potential": {"name": "subprocess:Popen", "args": ["x"]}}
+    for settings in (
+        {"reward_funcs": ["bleu", nested]},
+        {"reward_funcs": ["bleu"], "eval_funcs": ["os:system"]},
+        {"reward_funcs": [{"name": "judge", "base_url": "http://somewhere", "model": "m"}]},
+    ):
+        evil = dataclasses.replace(shipped, settings=settings)
+        with pytest.raises(
+            ConfigError, match=r"'mine' comes from the hub and names code of its own, '\w+.*`--tr"
+        ):
+            evil.load_rewards()
+    agent = dataclasses.replace(shipped, settings={"env": "my_module:make"})
+    with pytest.raises(ConfigError, match="names code of its own, 'my_module:make'"):
+        agent.check_code()
+    dataclasses.replace(agent, settings={"env": "mmft/FindObject-v0"}).check_code()
+    dataclasses.replace(agent, trusts_code=True).check_code()
+
+
+def test_weights_are_of_the_dtype_and_the_revision_that_the_run_was_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told = moved(run, tmp_path, run.settings | {"dtype": "bfloat16", "model_revision": "v2"})
+    asked: list[dict[str, Any]] = []
+
+    def load(name: str, **options: Any) -> Any:
+        asked.append(options)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(backbone_module, "load_backbone", load)
+    for opened in (told.load_policy, told.load_base):
+        with pytest.raises(ConfigError, match="seen"):
+            opened()
+    assert [(each["dtype"], each["revision"]) for each in asked] == [("bfloat16", "v2")] * 2
+    with pytest.raises(ConfigError, match="seen"):  # another base has revisions of its own
+        dataclasses.replace(told, base="elsewhere").load_policy(dtype="float32")
+    assert (asked[-1]["dtype"], "revision" in asked[-1]) == ("float32", False)
+
+
+def test_the_base_of_whole_weights_that_began_with_an_adapter_has_it_inside(run: Run, tmp_path: Path):
+    whole = moved(run, tmp_path, run.settings | {"adapter_path": str(run.folder)})
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (whole.folder / name).unlink()
+    scenes = held_out(run)
+    expected = Answerer(run.load_policy(), None, run.settings).answer(scenes)
+    for answer, other in zip(Answerer(whole.load_base()).answer(scenes), expected, strict=True):
+        assert answer.logps[:10] == pytest.approx(other.logps[:10], abs=1e-4)
+    gone = dataclasses.replace(whole, settings=run.settings | {"adapter_path": "gone"})
+    with pytest.raises(ConfigError, match=r"started from the adapter 'gone', which is not there\. Name"):
+        gone.load_base()

@@ -8,7 +8,7 @@ from mmft.cli.agent_folder import gather_usage, report
 from mmft.cli.agent_setup import look_at_both, make_agent_trainer, opening, play_after, play_before
 from mmft.cli.console import is_main_process, say
 from mmft.cli.final_push import announce_push, push_finished
-from mmft.cli.launch import CONFIG_FILE, train
+from mmft.cli.launch import train, write_config
 from mmft.cli.loading import load_policy
 from mmft.config import RunConfig
 from mmft.errors import ConfigError
@@ -28,7 +28,7 @@ def run(config: RunConfig) -> int:
     backbone = load_policy(config, train=True, keep_base=is_main_process())
     folder = Path(config.training.output_dir)
     if is_main_process():
-        config.save(folder / CONFIG_FILE)
+        write_config(config)
     trainer = make_agent_trainer(config, backbone)
     say(opening(config, looked, trainer.agent))
     announce_push(config.training, trainer.hub_model_id)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmft.cli.console import say
-from mmft.cli.run_arguments import RunParser
+from mmft.cli.run_arguments import TRUST, RunParser
 from mmft.errors import ConfigError
 
 DESCRIPTION = """\
@@ -37,6 +37,7 @@ def parser() -> RunParser:
     words.add_argument("--no-browser", action="store_true", help="do not open a browser")
     words.add_argument("--revision", help="of the hub's repository")
     words.add_argument("--base-model", metavar="NAME", help="where the pretrained model is, if it moved")
+    words.add_argument("--trust-code", action="store_true", help=TRUST)
     return words
 
 
@@ -61,7 +62,7 @@ def serve(told: Any, folder: Path) -> int:
     from mmft.cli.lone_pictures import open_run
 
     port = usable_port(told.host, told.port)
-    run = open_run(told.run, revision=told.revision, base=told.base_model)
+    run = open_run(told.run, revision=told.revision, base=told.base_model, trust_code=told.trust_code)
     say(f"loading {told.run} ...")
     workshop = Workshop(run, folder)
     page = build_page(workshop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,13 +166,19 @@ class Workshop:
         chosen = [rows[number * len(rows) // count] for number in range(count)]
         return [
             Example(
-                str(self._thumbnail(row)),
+                self._copied(self._thumbnail(row), number),
                 prompt_text(row["prompt"]),
                 _lines(row.get("references")),
                 json.dumps({"keywords": row["keywords"]}) if row.get("keywords") else "",
             )
-            for row in chosen
+            for number, row in enumerate(chosen)
         ]
+
+    def _copied(self, picture: Path | None, number: int) -> str:
+        """Into the page's own folder: Gradio serves no file of another one."""
+        return str(
+            shutil.copyfile(str(picture), self.folder / f"example-{number}{Path(str(picture)).suffix}")
+        )
 
     def _thumbnail(self, row: dict[str, Any]) -> Path | None:
         """Of a row with one picture; it lies among the run's own."""

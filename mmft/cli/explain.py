@@ -14,12 +14,12 @@ from typing import Any
 from mmft.cli.console import say, table
 from mmft.cli.explain_agent import explain_agent, map_agent
 from mmft.cli.explain_agent import load as load_agent
-from mmft.cli.explain_policy import explain_policy, map_policy
+from mmft.cli.explain_policy import explain_policy, map_policy, map_rows
 from mmft.cli.explain_policy import load as load_policy
 from mmft.cli.explain_settings import Explanations, Wanted
 from mmft.cli.lone_pictures import read_picture
 from mmft.cli.report_command import write_page
-from mmft.cli.run_arguments import RunParser
+from mmft.cli.run_arguments import TRUST, RunParser
 from mmft.errors import ConfigError
 from mmft.report.explanations import EXPLAIN_FOLDER, Figure, table_rows, write_explanations
 from mmft.report.state_map import draw_state_map
@@ -29,8 +29,10 @@ from mmft.trainers.importance_settings import METHODS
 DESCRIPTION = """\
 Shows what an answer, a critic's value or an agent's decision depends on: gradients of it with respect to the
 rows that the language model reads, as heat over the picture, shades behind the words, and shares of both.
-Writes pictures and explain.json, and makes the run's report again.
+Writes pictures and explain.json, and makes the run's report again; a picture of your own is no part of it.
 """
+GIVEN_FOLDER = "given"
+"""Within the run's explanations: those of pictures of one's own, which the report does not show."""
 MAP_FILE = "pca.png"
 SAVED, BASE = "saved", "base"
 
@@ -68,10 +70,14 @@ def parser() -> RunParser:
     )
     words.add_argument("--map-rows", type=int, default=200, metavar="N", help="states on it (200)")
     words.add_argument(
-        "--output", metavar="DIR", help=f"where to write; {EXPLAIN_FOLDER} in the run's folder if unset"
+        "--output",
+        metavar="DIR",
+        help=f"where to write; unset: {EXPLAIN_FOLDER} in the run's folder, and "
+        f"{EXPLAIN_FOLDER}/{GIVEN_FOLDER} with `--image`",
     )
     words.add_argument("--revision", help="of the hub's repository")
     words.add_argument("--base-model", metavar="NAME", help="where the pretrained model is, if it moved")
+    words.add_argument("--trust-code", action="store_true", help=TRUST)
     return words
 
 
@@ -79,9 +85,12 @@ def main(argv: Sequence[str]) -> int:
     """Explains, draws and prints."""
     told = parser().parse_args(argv)
     wanted = _wanted(told)
-    run = Run.from_pretrained(told.run, revision=told.revision, base=told.base_model)
+    run = Run.from_pretrained(
+        told.run, revision=told.revision, base=told.base_model, trust_code=told.trust_code
+    )
     local = Path(told.run).is_dir()
-    output = Path(told.output) if told.output else (run.folder if local else Path()) / EXPLAIN_FOLDER
+    usual = _usual_folder(run, wanted) if local else Path(EXPLAIN_FOLDER)
+    output = Path(told.output) if told.output else usual
     found = explain(run, wanted, output)
     say(table(*table_rows(found.explained)) + "\n")
     for note in found.notes:
@@ -89,6 +98,8 @@ def main(argv: Sequence[str]) -> int:
     say(f"{found.folder}/ holds explain.json and {', '.join(_names(found))}")
     if local and output.resolve() == (run.folder / EXPLAIN_FOLDER).resolve():
         write_page(run.folder)
+    elif local and wanted.image is not None:
+        say("the run's own explanations and its report are as they were")
     return 0
 
 
@@ -99,14 +110,15 @@ def explain_run(
 
     Args:
         run: its folder, its hub id, or the run itself.
-        output: where to write; `explain` in the run's folder if None.
+        output: where to write; if None `explain` in the run's folder, and `explain/given` with an image.
         **wanted: as in `Wanted`: `rows`, `image` and `prompt`, `of`, `token`, `base`, `method`, `map_by`.
 
     Raises:
         ConfigError: the run has nothing of what is asked.
     """
     opened = run if isinstance(run, Run) else Run.from_pretrained(run)
-    return explain(opened, Wanted(**wanted), output or opened.folder / EXPLAIN_FOLDER)
+    asked = Wanted(**wanted)
+    return explain(opened, asked, output or _usual_folder(opened, asked))
 
 
 def explain(run: Run, wanted: Wanted, output: Path) -> Explanations:
@@ -117,18 +129,20 @@ def explain(run: Run, wanted: Wanted, output: Path) -> Explanations:
             "and decisions of an agent. Give the folder of a run of `mmft ppo`, `a2c`, `rwl`, `sft` or `dqn`."
         )
     figures: list[Figure] = []
+    notes: list[str] = []
     if run.kind == "agent":
         agent = load_agent(run)
         explained = explain_agent(run, agent, wanted)
         if wanted.map_by is not None:
             figures.append(_draw_map(*map_agent(run, agent, wanted), wanted.map_by, output))
     else:
+        mapped = None if wanted.map_by is None else map_rows(run, wanted)
         policy = load_policy(run, base=wanted.base)
-        explained = explain_policy(run, policy, wanted)
-        if wanted.map_by is not None:
-            found = map_policy(run, None if wanted.base else policy, wanted)
-            figures.append(_draw_map(*found, wanted.map_by, output))
-    notes: list[str] = []
+        explained = explain_policy(run, policy, wanted, notes.append)
+        if mapped is not None:
+            rows, labels = mapped
+            found = map_policy(run, None if wanted.base else policy, rows)
+            figures.append(_draw_map(found, labels, str(wanted.map_by), output))
     write_explanations(
         output,
         explained,
@@ -137,11 +151,12 @@ def explain(run: Run, wanted: Wanted, output: Path) -> Explanations:
         figures=figures,
         say=notes.append,
     )
-    missing = wanted.rows - len(explained)
-    if wanted.token is not None and wanted.image is None and missing > 0:
-        which = "answer has" if missing == 1 else "answers have"
-        notes.append(f"{missing} {which} no token {wanted.token!r}")
     return Explanations(output, explained, figures, notes)
+
+
+def _usual_folder(run: Run, wanted: Wanted) -> Path:
+    folder = run.folder / EXPLAIN_FOLDER
+    return folder if wanted.image is None else folder / GIVEN_FOLDER
 
 
 def _draw_map(found: Any, labels: Sequence[Any], column: str, output: Path) -> Figure:

@@ -55,9 +55,11 @@ def explain_agent(run: Run, agent: VLMAgent, wanted: Wanted) -> list[Explained]:
     """What the first decision of each of some held-out episodes hangs on.
 
     Raises:
-        ConfigError: the agent has no such number, or something is asked that is for policies.
+        ConfigError: the agent has no such number, there is no such column, or something is asked that is
+            for policies.
     """
     _check(wanted)
+    _check_column(wanted)
     known = (Q,) if agent.q_head is not None else (POLICY, VALUE)
     target = wanted.target(known, "an agent that learned " + ("Q" if known == (Q,) else "a policy"))
     with playing(run, wanted.rows) as (player, names):
@@ -84,14 +86,7 @@ def explain_agent(run: Run, agent: VLMAgent, wanted: Wanted) -> list[Explained]:
 
 
 def map_agent(run: Run, agent: VLMAgent, wanted: Wanted) -> tuple[StateMap, list[Any]]:
-    """Where states of held-out episodes lie, and what they are coloured by.
-
-    Raises:
-        ConfigError: there is no such column.
-    """
-    column = str(wanted.map_by)
-    if column not in COLUMNS:
-        raise ConfigError(f"`--map-by` {column!r} is nothing of an agent's. {nearest(column, COLUMNS)}")
+    """Where states of held-out episodes lie, and what they are coloured by: one of `COLUMNS`."""
     states, names = _played(run, agent, wanted.map_rows)
     with torch.no_grad():
         fused = torch.cat([agent.fused([each.observation]).float().cpu() for each in states])
@@ -101,7 +96,14 @@ def map_agent(run: Run, agent: VLMAgent, wanted: Wanted) -> tuple[StateMap, list
         "step": [each.step for each in states],
         "text": [each.observation.text for each in states],
     }
-    return map_states(fused), labels[column]
+    return map_states(fused), labels[str(wanted.map_by)]
+
+
+def _check_column(wanted: Wanted) -> None:
+    if wanted.map_by is not None and wanted.map_by not in COLUMNS:
+        raise ConfigError(
+            f"`--map-by` {wanted.map_by!r} is nothing of an agent's. {nearest(wanted.map_by, COLUMNS)}"
+        )
 
 
 def _check(wanted: Wanted) -> None:
@@ -124,6 +126,7 @@ def playing(run: Run, num_envs: int) -> Iterator[tuple[Player, tuple[str, ...]]]
     script = AgentScriptConfig(**{name: value for name, value in run.settings.items() if name in fields})
     if script.env is None:
         raise ConfigError(f"{run.folder} holds no config.yaml that names the agent's environment (`env`).")
+    run.check_code()
     name, arguments = script.env, script.arguments(evaluation=True)
     made: list[gymnasium.Env[Any, Any]] = []
 

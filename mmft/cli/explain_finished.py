@@ -14,7 +14,7 @@ from typing import Any
 
 from mmft.cli.console import say
 from mmft.cli.explain_agent import explain_agent
-from mmft.cli.explain_policy import explain_told
+from mmft.cli.explain_policy import explain_told, scored_temperature
 from mmft.cli.explain_settings import Wanted
 from mmft.config import RunConfig
 from mmft.data.rows import PromptDataset
@@ -45,8 +45,9 @@ def explain_answers(
     if trainer._is_sharded:  # whose passes all processes would have to make
         return
     told = [(rows[place], samples[index]["after"]) for index, place in shown]
+    temperature = scored_temperature(trainer.args.eval_temperature)
     if told:
-        _guarded(folder, lambda: explain_told(trainer.actor_critic, told), "answers")
+        _guarded(folder, lambda: explain_told(trainer.actor_critic, told, temperature), "answers")
 
 
 def explain_decisions(config: RunConfig, trainer: AgentTrainer, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,11 +19,12 @@ from mmft.engine.actor_critic import VLMActorCritic, evaluating
 from mmft.engine.attribution import Method, explain_completions
 from mmft.engine.completion_batch import CompletionTokenizer
 from mmft.engine.prompt_encoder import process_rows
+from mmft.engine.sampling import SamplingParams
 from mmft.engine.token_texts import token_texts
 from mmft.errors import ConfigError
 from mmft.report.explanations import Explained
 from mmft.report.record import read_json_lines, spread
-from mmft.report.state_map import StateMap, map_states
+from mmft.report.state_map import StateMap, check_labels, map_states
 from mmft.runs import SAMPLES_FILE, Answerer, Run
 from mmft.types import PromptRow
 
@@ -64,11 +65,19 @@ def held_out_rows(run: Run) -> PromptDataset:
     return rows
 
 
-def explain_policy(run: Run, policy: VLMActorCritic, wanted: Wanted) -> list[Explained]:
+def explain_policy(
+    run: Run, policy: VLMActorCritic, wanted: Wanted, say: Callable[[str], None] = lambda text: None
+) -> list[Explained]:
     """What answers of a policy hang on.
 
+    Args:
+        run: whose rows and answers.
+        policy: of the run, or what it started from.
+        wanted: which answers, and what of them.
+        say: told how many answers have nothing to explain.
+
     Raises:
-        ConfigError: it has no critic, no rows, or no answer has the token.
+        ConfigError: it has no critic, no rows, or no answer has a token, or the token.
     """
     target = wanted.target(ANSWERS, "a policy")
     if target == VALUE and policy.value_head is None:
@@ -76,7 +85,7 @@ def explain_policy(run: Run, policy: VLMActorCritic, wanted: Wanted) -> list[Exp
             f"`--of value` needs a critic, and {'the pretrained model' if wanted.base else 'this run'} has "
             f"none. Explain its answers: `--of {COMPLETION}`."
         )
-    asked = ask(run, policy, wanted)
+    asked = _with_words(ask(run, policy, wanted), say)
     processor = policy.backbone.processor
     places: list[int | None] = [None] * len(asked)
     if wanted.token is not None:
@@ -87,6 +96,7 @@ def explain_policy(run: Run, policy: VLMActorCritic, wanted: Wanted) -> list[Exp
                 f"`--token` {wanted.token!r} is in no answer. The tokens of the first are "
                 f"{', '.join(map(repr, said))}, from 0 to {len(said) - 1}."
             )
+        _tell(places.count(None), f"no token {wanted.token!r}", say)
         asked = [each for each, place in zip(asked, places, strict=True) if place is not None]
         places = [place for place in places if place is not None]
     position = None if target == COMPLETION or wanted.token is None else cast(list[int], places)
@@ -97,6 +107,7 @@ def explain_policy(run: Run, policy: VLMActorCritic, wanted: Wanted) -> list[Exp
         target=target,
         position=position,
         method=cast(Method, wanted.method),
+        temperature=scored_temperature(run.settings.get("eval_temperature")),
         batch_size=BATCH_SIZE,
     )
     return [
@@ -105,16 +116,36 @@ def explain_policy(run: Run, policy: VLMActorCritic, wanted: Wanted) -> list[Exp
     ]
 
 
+def _with_words(asked: list[Asked], say: Callable[[str], None]) -> list[Asked]:
+    kept = [each for each in asked if each.ids]
+    if not kept:
+        raise ConfigError(
+            f"none of the {len(asked)} answers asked for has a token, so that nothing can be explained. Ask "
+            "for more of them (`--rows`), or give one: `--image FILE --answer TEXT`."
+        )
+    _tell(len(asked) - len(kept), "no token at all", say)
+    return kept
+
+
+def _tell(count: int, lack: str, say: Callable[[str], None]) -> None:
+    if count:
+        say(f"{count} {'answer has' if count == 1 else 'answers have'} {lack}")
+
+
+def scored_temperature(eval_temperature: Any) -> float:
+    """The temperature that log-probs in samples.jsonl are of."""
+    return SamplingParams(temperature=float(eval_temperature or 0)).policy_temperature
+
+
 def explain_told(
-    policy: VLMActorCritic, told: Sequence[tuple[PromptRow, Mapping[str, Any]]]
+    policy: VLMActorCritic, told: Sequence[tuple[PromptRow, Mapping[str, Any]]], temperature: float = 1.0
 ) -> list[Explained]:
-    """What answers hang on that are told of as in samples.jsonl."""
+    """What answers hang on that are told of as in samples.jsonl; `temperature` is that of their log-probs."""
     tokenize = CompletionTokenizer(policy.backbone, LONGEST)
     asked = [each for each in (_told(row, answer, tokenize) for row, answer in told) if each.ids]
     rows, ids = [each.row for each in asked], [each.ids for each in asked]
-    found = explain_completions(
-        policy, rows, ids, method=cast(Method, Wanted().method), batch_size=BATCH_SIZE
-    )
+    options: dict[str, Any] = {"method": Wanted().method, "temperature": temperature}
+    found = explain_completions(policy, rows, ids, batch_size=BATCH_SIZE, **options)
     return [
         Explained(_key(each.row), each.text, each.row.images, attribution)
         for each, attribution in zip(asked, found, strict=True)
@@ -156,9 +187,7 @@ def told_answers(run: Run, when: str) -> dict[str, dict[str, Any]]:
 
 def _told(row: PromptRow, answer: Mapping[str, Any], tokenize: CompletionTokenizer) -> Asked:
     text = str(answer["completion"])
-    ids = tokenize(text)
-    # The end token is the policy's own word only where it said it.
-    return Asked(row, text, ids if answer.get("ended", True) else ids[:-1])
+    return Asked(row, text, tokenize.said(text, bool(answer.get("ended", True))))
 
 
 def token_place(texts: Sequence[str], wanted: str) -> int | None:
@@ -186,20 +215,23 @@ def _key(row: PromptRow) -> Any:
 # The map of states
 
 
-def map_policy(run: Run, policy: VLMActorCritic | None, wanted: Wanted) -> tuple[StateMap, list[Any]]:
-    """Where held-out prompts lie before and after training, and the labels of the column.
+def map_rows(run: Run, wanted: Wanted) -> tuple[list[PromptRow], list[Any]]:
+    """The held-out rows whose states are mapped, and what each is coloured by.
 
-    Args:
-        run: whose rows.
-        policy: the trained one; None maps the pretrained model alone.
-        wanted: how many rows, and the column.
+    Raises:
+        ConfigError: there is no such column, or it can be no colour.
     """
-    rows = held_out_rows(run)
+    rows, column = held_out_rows(run), str(wanted.map_by)
     chosen = [rows[index] for index in spread(wanted.map_rows, len(rows))]
-    labels = column_labels(run, chosen, str(wanted.map_by))
-    base = load(run, base=True)
-    states = fused_states(base, chosen)
-    return map_states(states, None if policy is None else fused_states(policy, chosen)), labels
+    labels = column_labels(run, chosen, column)
+    check_labels(labels, column)
+    return chosen, labels
+
+
+def map_policy(run: Run, policy: VLMActorCritic | None, rows: Sequence[PromptRow]) -> StateMap:
+    """Where states lie, before training and, given a trained policy, after it."""
+    states = fused_states(load(run, base=True), rows)
+    return map_states(states, None if policy is None else fused_states(policy, rows))
 
 
 def column_labels(run: Run, rows: Sequence[PromptRow], column: str) -> list[Any]:

@@ -27,7 +27,7 @@ from mmft.cli.lone_pictures import (
     read_picture,
     run_rewards,
 )
-from mmft.cli.run_arguments import RunParser
+from mmft.cli.run_arguments import TRUST, RunParser
 from mmft.engine.judging import RewardSuite
 from mmft.errors import ConfigError
 from mmft.runs import Run
@@ -60,6 +60,7 @@ def parser() -> RunParser:
     words.add_argument("--max_completion_length", type=int, metavar="N", help="tokens; the run's if unset")
     words.add_argument("--revision", help="of the hub's repository")
     words.add_argument("--base-model", metavar="NAME", help="where the pretrained model is, if it moved")
+    words.add_argument("--trust-code", action="store_true", help=TRUST)
     words.add_argument("--json", action="store_true", help="one JSON object per completion and line")
     return words
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     check(told)
     columns = read_columns(told.columns, told.references)
     pictures = [read_picture(file, f"`--image` {file!r}") for file in told.image]
-    run = open_run(told.model, revision=told.revision, base=told.base_model)
+    run = open_run(told.model, revision=told.revision, base=told.base_model, trust_code=told.trust_code)
     if told.base and not is_tuned(run):
         raise ConfigError(
             f"`--base` compares a run with the model it started from, and {told.model!r} is a model without "
@@ -139,6 +140,7 @@ def answer(
         for row, found in zip(rows, said, strict=True):
             for each in answerer.answer([row] * count, temperature=temperature):
                 found.append(Said(which, each, judge(suite, row, each.text) if suite else None))
+        del answerer  # before the next one is loaded
     return said
 
 

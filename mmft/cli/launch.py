@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,44 @@ from mmft.cli.loading import parameter_counts, save_model
 from mmft.config import RunConfig
 from mmft.errors import ConfigError
 from mmft.models.backbone import Backbone
+from mmft.report.explanations import EXPLAIN_FILE, EXPLAIN_FOLDER, forget
+from mmft.report.page_data import REPORT_FILE
+from mmft.report.page_source import EPISODES_FILE
+from mmft.report.thumbnails import SAMPLES_FOLDER
+from mmft.trainers.callbacks import SAMPLES_FILE
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
+RESULTS = (SUMMARY_FILE, SAMPLES_FILE, EPISODES_FILE, REPORT_FILE)
+THUMBNAIL = re.compile(r"\d{5,}(_\d)?\.jpg")
+"""The names of `report.thumbnails`."""
+
+
+def write_config(config: RunConfig) -> None:
+    """config.yaml in the run's folder, without the results of an earlier run unless this one goes on."""
+    folder = Path(config.training.output_dir)
+    if not _resumes(config.training.resume_from_checkpoint):
+        clear_results(folder)
+    config.save(folder / CONFIG_FILE)
+
+
+def clear_results(folder: Path) -> None:
+    """Removes what an earlier run reported, which a report of the next would take for its own.
+
+    Checkpoints, weights and whatever mmft did not write stay.
+    """
+    if (folder / SAMPLES_FILE).is_file():
+        for path in (folder / SAMPLES_FOLDER).glob("*.jpg"):
+            if THUMBNAIL.fullmatch(path.name):
+                path.unlink()
+    forget(folder / EXPLAIN_FOLDER)
+    explained = folder / EXPLAIN_FOLDER / EXPLAIN_FILE
+    for path in (explained, *(folder / name for name in RESULTS)):
+        if path.is_file():
+            path.unlink()
+    for name in (SAMPLES_FOLDER, EXPLAIN_FOLDER):
+        if (folder / name).is_dir() and not any((folder / name).iterdir()):
+            (folder / name).rmdir()
 
 
 def opening(config: RunConfig, backbone: Backbone, num_train: int, num_held_out: int) -> str:
@@ -42,10 +78,9 @@ def train(trainer: Trainer) -> float:
 
 def resume_point(given: Any, folder: Path) -> str | None:
     """The checkpoint to go on from; `true` means the last one in the run's folder."""
-    word = str(given).lower()
-    if given is None or word in ("false", "none", ""):
+    if not _resumes(given):
         return None
-    if word == "true":
+    if str(given).lower() == "true":
         found = sorted(folder.glob("checkpoint-*"), key=_step)
         if not found:
             raise ConfigError(
@@ -57,6 +92,10 @@ def resume_point(given: Any, folder: Path) -> str | None:
             f"`resume_from_checkpoint` {given} holds no trainer_state.json; give `true` or checkpoint-N."
         )
     return str(given)
+
+
+def _resumes(given: Any) -> bool:
+    return str(given).lower() not in ("false", "none", "")
 
 
 def _step(checkpoint: Path) -> int:

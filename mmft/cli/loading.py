@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 
 from mmft.config import DataConfig, RunConfig
 from mmft.data.rows import PromptDataset, load_split
-from mmft.engine.saved_policy import MERGED_FOLDER
+from mmft.engine.saved_policy import BASE_FOLDER
 from mmft.errors import ConfigError, DataError, UnsupportedModelError
 from mmft.models.adapter_settings import BOTTLENECK, DEFAULT_PARTS
 from mmft.models.adapters import adapter_config, load_adapter, method_of
@@ -165,7 +165,7 @@ def _holds_only_an_adapter(folder: Path) -> bool:
 
 def merged_folder(run: RunConfig) -> Path:
     """Where a run keeps the model it started from, if that exists nowhere else."""
-    return Path(run.training.output_dir) / MERGED_FOLDER
+    return Path(run.training.output_dir) / BASE_FOLDER
 
 
 def _load_base(run: RunConfig, name: str) -> Backbone:

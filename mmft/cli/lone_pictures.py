@@ -69,7 +69,9 @@ class Scores:
         return sum(found) if found else None
 
 
-def open_run(name: str, *, revision: str | None = None, base: str | None = None) -> Run:
+def open_run(
+    name: str, *, revision: str | None = None, base: str | None = None, trust_code: bool = False
+) -> Run:
     """A run's folder or hub id, a model without a run, or the packaged captioner.
 
     Raises:
@@ -77,7 +79,7 @@ def open_run(name: str, *, revision: str | None = None, base: str | None = None)
     """
     if name == CAPTIONER_NAME:
         return Run(Path(captioner_path()), name, {"model_name_or_path": name})
-    run = Run.from_pretrained(name, revision=revision, base=base)
+    run = Run.from_pretrained(name, revision=revision, base=base, trust_code=trust_code)
     if run.kind in ("agent", "reward_model"):
         trained = "an agent, which acts" if run.kind == "agent" else "a reward model, which judges"
         raise ConfigError(

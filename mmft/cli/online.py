@@ -9,7 +9,7 @@ from mmft.cli.console import is_main_process, say
 from mmft.cli.evaluate_inputs import Metrics, load_metrics
 from mmft.cli.evaluate_report import completions
 from mmft.cli.final_push import announce_push, push_finished
-from mmft.cli.launch import CONFIG_FILE, opening, train
+from mmft.cli.launch import opening, train, write_config
 from mmft.cli.loading import held_out_prompts, load_policy, train_prompts
 from mmft.cli.policies import load_rewards, make_trainer
 from mmft.cli.run_folder import report
@@ -27,14 +27,14 @@ def run(config: RunConfig) -> int:
     backbone = load_policy(config, train=True, keep_base=is_main_process())
     folder = Path(config.training.output_dir)
     if is_main_process():
-        config.save(folder / CONFIG_FILE)
+        write_config(config)
     say(opening(config, backbone, len(train_rows), len(held_out or [])))
     announce_push(config.training)
     trainer = make_trainer(config, backbone, rewards, train_rows, held_out)
     before = evaluate(trainer, "before", metrics)
     seconds = train(trainer)
+    trainer.save_model(str(folder))  # before anything that an evaluation can spoil
     after = evaluate(trainer, "after", metrics)
-    trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         report(config, trainer, held_out, Outcome(before, after, seconds))
     return push_finished(config.training, trainer.hub_model_id)

@@ -10,7 +10,7 @@ from transformers import ProgressCallback
 
 from mmft.cli.console import is_main_process, say
 from mmft.cli.final_push import announce_push, push_finished
-from mmft.cli.launch import CONFIG_FILE, opening, train
+from mmft.cli.launch import opening, train, write_config
 from mmft.cli.loading import load_policy, load_rows
 from mmft.cli.reward_model_report import report, with_binary_measures
 from mmft.config import RewardModelScriptConfig, RunConfig
@@ -32,7 +32,7 @@ def run(config: RunConfig) -> int:
     backbone = load_policy(config, train=True, keep_base=is_main_process())
     folder = Path(config.training.output_dir)
     if is_main_process():
-        config.save(folder / CONFIG_FILE)
+        write_config(config)
     say(opening(config, backbone, len(train_rows), len(held_out or [])))
     announce_push(config.training)
     trainer = RewardModelTrainer(

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 from mmft.errors import ConfigError
 
+TRUST = "run rewards and environments that a run from the hub names and that are no part of mmft"
+
 
 class RunParser(argparse.ArgumentParser):
     """An argument parser whose mistakes are `ConfigError`s and whose options cannot be abbreviated.

@@ -12,8 +12,8 @@ from transformers import ProgressCallback
 
 from mmft.cli.console import is_main_process, say
 from mmft.cli.final_push import push_finished, take_over_push
-from mmft.cli.launch import CONFIG_FILE, SUMMARY_FILE, opening, save_merged, train
-from mmft.cli.loading import load_policy, load_rows, model_and_adapter
+from mmft.cli.launch import SUMMARY_FILE, opening, save_merged, train, write_config
+from mmft.cli.loading import load_policy, load_rows, merged_folder, model_and_adapter
 from mmft.cli.report_command import write_page
 from mmft.config import RunConfig, SFTScriptConfig
 from mmft.data.rows import PromptDataset
@@ -35,7 +35,7 @@ def run(config: RunConfig) -> int:
         if script.eval_split is None
         else lessons(script, script.eval_split, script.max_eval_rows, config.training.seed)
     )
-    backbone = load_policy(config, train=True)
+    backbone = load_policy(config, train=True, keep_base=is_main_process())
     mergeable = can_merge(backbone.model)
     if script.save_merged and not mergeable:
         raise ConfigError(
@@ -44,7 +44,7 @@ def run(config: RunConfig) -> int:
         )
     folder = Path(config.training.output_dir)
     if is_main_process():
-        config.save(folder / CONFIG_FILE)
+        write_config(config)
     say(opening(config, backbone, len(train_rows), len(held_out or [])))
     repository = take_over_push(config.training)
     # TRL would drop the columns that the lessons' transform turns into messages.
@@ -96,14 +96,14 @@ def summarize(
 
 def card(config: RunConfig, summary: dict[str, Any], *, adapter: bool) -> str:
     """The run's model card."""
-    base = model_and_adapter(config)[0]
+    base, first = model_and_adapter(config)
     before, after = summary["before"]["loss"], summary["after"]["loss"]
     return model_card(
         CardFacts(
             algorithm="sft",
             method="supervised fine-tuning (TRL's SFTTrainer)",
             folder=str(config.training.output_dir),
-            base=base,
+            base=base if first is None else str(merged_folder(config)),
             dataset=str(config.script.dataset_name),
             rewards=[],
             settings=config.resolved(),
@@ -111,7 +111,7 @@ def card(config: RunConfig, summary: dict[str, Any], *, adapter: bool) -> str:
             num_rows=summary["held_out_rows"],
             versions=summary["versions"],
             adapter=adapter,
-            packaged_base=base == CAPTIONER_NAME,
+            packaged_base=base == CAPTIONER_NAME and first is None,
             summary=summary,
         )
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 
 from mmft.engine.actor_critic import VLMActorCritic
-from mmft.errors import ConfigError
+from mmft.errors import ConfigError, UnsupportedModelError
 from mmft.models.adapters import load_adapter
 from mmft.models.backbone import Backbone, load_backbone
 
@@ -109,7 +109,7 @@ def load_saved_backbone(
         **kwargs: for `load_backbone`.
 
     Raises:
-        ConfigError: the pretrained model has no name.
+        ConfigError: the pretrained model has no name, or is not where it was.
     """
     source = str(folder) if saved == "full" else name
     if source is None:
@@ -119,10 +119,32 @@ def load_saved_backbone(
         )
     if _has_processor(folder):
         kwargs.setdefault("processor", AutoProcessor.from_pretrained(folder))
-    backbone = load_backbone(source, trainable=(), **{"dtype": dtype} | kwargs)
+    backbone = load_named(source, what=f"of the {what} {str(folder)!r}", **{"dtype": dtype} | kwargs)
     if saved == "adapter":
         backbone = Backbone(load_adapter(backbone.base, folder), backbone.processor, source)
     return backbone
+
+
+def load_named(name: str, *, what: str, **kwargs: Any) -> Backbone:
+    """A pretrained model on which something saved rests; nothing in it trains.
+
+    Args:
+        name: of the model.
+        what: rests on it, for the error.
+        **kwargs: for `load_backbone`.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    try:
+        return load_backbone(name, trainable=(), **kwargs)
+    except (ConfigError, UnsupportedModelError):
+        raise
+    except (OSError, ValueError, ImportError) as error:  # what transformers raises
+        raise ConfigError(
+            f"the pretrained model {name!r} {what} cannot be loaded: {' '.join(str(error).split())} Name "
+            "where it is now (`base=`, `--base-model`)."
+        ) from error
 
 
 def _has_processor(folder: Path) -> bool:

@@ -86,6 +86,11 @@ class CompletionTokenizer:
         """The ids of one completion, at most `max_length`."""
         return self.whole(text)[: self.max_length]
 
+    def said(self, text: str, ended: bool) -> list[int]:
+        """What a policy itself said of one completion: the end token only where it came to the end."""
+        ids = self(text)
+        return ids if ended or ids[-1:] != [self._end_id] else ids[:-1]
+
     def whole(self, text: str) -> list[int]:
         """The ids of one completion, however long."""
         # A placeholder would want a picture of its own; no policy can say one.

@@ -16,7 +16,7 @@ from mmft.errors import ConfigError
 from mmft.models.adapters import ADAPTER_FILE
 from mmft.models.snapshots import local_folder
 
-MERGED_FOLDER = "base"
+BASE_FOLDER = "base"
 """Inside a run's folder: the model it started from, where that exists nowhere else."""
 VALUE_HEAD = "value_head."
 
@@ -26,6 +26,7 @@ def load_policy(
     *,
     base: str | None = None,
     revision: str | None = None,
+    base_revision: str | None = None,
     device: str | torch.device = "cpu",
     dtype: str = "auto",
     **kwargs: Any,
@@ -36,6 +37,7 @@ def load_policy(
         path: the run's folder, or its hub id.
         base: the pretrained model under an adapter, if it is no longer where it was.
         revision: of the hub's repository.
+        base_revision: of the pretrained model's.
         device: where to put it.
         dtype: of the weights; `"auto"` keeps that of the pretrained model.
         **kwargs: for `load_backbone` (`attn_implementation`, ...).
@@ -58,6 +60,8 @@ def load_policy(
             "folder of a finished run."
         )
     name = base_name(folder, base) if adapter else None
+    if adapter and base_revision is not None:
+        kwargs["revision"] = base_revision
     saved = load_saved_backbone(
         folder, "adapter" if adapter else "full", name, dtype, what="policy", **kwargs
     )
@@ -70,7 +74,7 @@ def base_name(folder: Path, given: str | None = None) -> str | None:
     """What the adapter of this folder was trained on: as given, beside it, or as it was called then."""
     if given is not None:
         return given
-    beside = folder / MERGED_FOLDER
+    beside = folder / BASE_FOLDER
     if (beside / "config.json").is_file():
         return str(beside)
     settings = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))

@@ -7,6 +7,8 @@ from typing import Any
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """Ends the text of tokens that stop within a character."""
+WINDOW = 8
+"""Tokens before one that are decoded with it: all of them would take time in the square of the length."""
 
 
 def token_texts(processor: Any, ids: Sequence[int]) -> list[str]:
@@ -20,14 +22,23 @@ def token_texts(processor: Any, ids: Sequence[int]) -> list[str]:
         ids: the tokens.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    prefixes = [list(ids[:end]) for end in range(1, len(ids) + 1)]
-    decoded = tokenizer.batch_decode(prefixes, skip_special_tokens=False) if prefixes else []
-    texts, shown = [], ""
-    for number, prefix in enumerate(decoded, start=1):
-        whole = prefix.rstrip(INCOMPLETE) if number < len(decoded) else prefix
-        # Not all of `shown`: a decoder may take back a space that it has shown.
-        texts.append(whole[_num_common(shown, whole) :])
-        shown = whole
+    texts, places, width = [""] * len(ids), list(range(len(ids))), WINDOW
+    while places:
+        spans = [(max(0, place - width), place) for place in places]
+        windows = [list(ids[start : place + more]) for more in (0, 1) for start, place in spans]
+        decoded = tokenizer.batch_decode(windows, skip_special_tokens=False)
+        unclear = []
+        for (start, place), before, after in zip(
+            spans, decoded[: len(spans)], decoded[len(spans) :], strict=True
+        ):
+            if start and not before.strip(INCOMPLETE):  # what is unfinished may have begun further ahead
+                unclear.append(place)
+                continue
+            shown = before.rstrip(INCOMPLETE)
+            whole = after.rstrip(INCOMPLETE) if place + 1 < len(ids) else after
+            # Not all of `shown`: a decoder may take back a space that it has shown.
+            texts[place] = whole[_num_common(shown, whole) :]
+        places, width = unclear, 2 * width
     return texts
 
 

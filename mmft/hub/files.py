@@ -6,6 +6,7 @@ decides otherwise.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from mmft.errors import ConfigError, HubError
-from mmft.models.adapters import ADAPTER_FILE, PRETRAINED_FILE
+from mmft.models.adapter_settings import ADAPTER_FILE, PRETRAINED_FILE
 
 Kind = Literal["policy", "agent", "reward_model", "sft", "model"]
 CARD_FILE, CONFIG_FILE = "README.md", "config.yaml"
@@ -50,6 +51,8 @@ SAMPLES = (
 """What shows rows of the data or episodes: pictures, prompts, references."""
 CHECKPOINT = ("trainer_state.json",)
 """Of a checkpoint, beside what a run folder has; optimizer and random states stay."""
+EXPLAIN_FILE, GIVEN_FOLDER = "explain/explain.json", "explain/given"
+"""What explains answers, and where that is kept of pictures that somebody gave by hand."""
 DRAWN = ("mmft/scenes", "mmft/scenes-preferences", "mmft/scenes-ratings", "mmft/scenes-rated-captions")
 """Data sets that mmft draws itself, which nobody owns."""
 SIMULATED = ("mmft/FindObject-", "mmft/SceneQuestions-", "MiniGrid-", "BabyAI-")
@@ -68,6 +71,7 @@ REASONS = (
     ("evaluation.json", "made after the run"),
     ("generations.jsonl", "made after the run"),
 )
+GIVEN = "explains pictures that you gave by hand, which are never sent"
 UNKNOWN = "not on the list of what is shared"
 ROWS = "shows rows of the data; --samples sends it"
 
@@ -122,8 +126,9 @@ def kind_of(folder: Path) -> Kind:
     settings = read_settings(folder)
     if "completion_choice" in settings:
         return "sft"
-    has_critic = (folder / "heads.safetensors").is_file()
-    return "policy" if settings or has_critic else "model"
+    # Of a policy that was trained in Python there are no settings, but its critic or its rewards.
+    trained = any((folder / name).is_file() for name in OF_KIND["policy"])
+    return "policy" if settings or trained else "model"
 
 
 def is_drawn(settings: dict[str, Any]) -> bool:
@@ -131,6 +136,18 @@ def is_drawn(settings: dict[str, Any]) -> bool:
     if "env" in settings:
         return str(settings["env"]).startswith(SIMULATED)
     return settings.get("dataset_name") in DRAWN
+
+
+def explains_given(folder: Path) -> bool:
+    """Whether the run's explanations and report show pictures that somebody gave by hand."""
+    path = folder / EXPLAIN_FILE
+    if not path.is_file():
+        return False
+    try:
+        keys = list(json.loads(path.read_text(encoding="utf-8")).get("samples") or {})
+    except (ValueError, AttributeError, TypeError):
+        return True  # not one of ours: nobody knows what it shows
+    return any(re.match(r"\W*given", str(key)) for key in keys)
 
 
 def collect(
@@ -191,10 +208,17 @@ class Allowed:
 
     def why_not(self, name: str) -> str:
         """Why a file or folder stays."""
+        if name == GIVEN_FOLDER or name.startswith(f"{GIVEN_FOLDER}/"):
+            return GIVEN
         if matches(name, SAMPLES) or any(each.startswith(f"{name}/") for each in SAMPLES):
             return ROWS
         last = PurePosixPath(name).name
         return next((why for pattern, why in REASONS if fnmatchcase(last, pattern)), UNKNOWN)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of a repository is one that a push of some kind of run sends; checkpoints stay there."""
+    return any(Allowed(kind, samples=True, checkpoints=False).takes(name) for kind in OF_KIND)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

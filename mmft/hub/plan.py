@@ -24,6 +24,7 @@ class PushPlan:
         left_out: what stays, and why.
         notes: what others should know.
         url: where it is, once it is there.
+        deleted: files of an earlier push that are no part of this one, once they are gone.
         changed: whether anything was not there already, once it is there.
 
     Example:
@@ -43,15 +44,16 @@ class PushPlan:
     notes: Sequence[str] = ()
     url: str | None = None
     changed: bool | None = None
+    deleted: Sequence[str] = ()
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(each.size for each in self.shared)
 
-    def done(self, url: str, *, changed: bool) -> PushPlan:
+    def done(self, url: str, *, changed: bool, deleted: Sequence[str] = ()) -> PushPlan:
         """The same once it is there."""
-        return dataclasses.replace(self, url=url, changed=changed)
+        return dataclasses.replace(self, url=url, changed=changed, deleted=tuple(deleted))
 
     def describe(self) -> str:
         """The files with their sizes, what stays and why, and what would be done."""
@@ -69,12 +71,14 @@ class PushPlan:
             f"  1. create {self.repo_id} ({secrecy}) unless it exists",
             *([f"  2. create the branch {self.revision} unless it exists"] if self.revision else []),
             f"  {3 if self.revision else 2}. send what is not there yet; commit {count(self.shared)} at once",
+            "     and delete there what an earlier push sent beside them (checkpoints stay)",
         ]
         return "\n".join(
             [
                 f"{self.repo_id}{branch}: {count(self.shared)}, {readable_size(self.size)}",
                 *sent,
                 *(["left out:", *stays] if stays else []),
+                *([f"deleted there: {', '.join(self.deleted)}"] if self.deleted else []),
                 *told,
                 *(["what a push does:", *steps] if self.url is None else []),
             ]

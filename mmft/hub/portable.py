@@ -21,14 +21,17 @@ from mmft.hub.files import (
     AGENT_FILE,
     BASE_FOLDER,
     CARD_FILE,
+    CHECKPOINT,
     CONFIG_FILE,
+    EXPLAIN_FILE,
     MODEL_CONFIG_FILE,
     REWARD_MODEL_FILE,
     SharedFile,
-    is_text,
+    matches,
     read_settings,
 )
-from mmft.models.adapters import ADAPTER_FILE
+from mmft.hub.metadata import LOADERS
+from mmft.models.adapter_settings import ADAPTER_FILE
 from mmft.models.packaged import model_path, packaged_name
 
 OF_THE_PUSH = (
@@ -37,6 +40,20 @@ OF_THE_PUSH = (
     "resume_from_checkpoint", "logging_dir", "output_file", "agent_path",
 )  # fmt: skip
 """Settings that another person's run must not take over."""
+PLACES = (
+    "output_dir", "model_name_or_path", "dataset_name", "dataset_data_dir", "dataset_data_files", "path",
+    "deepspeed",
+)  # fmt: skip
+"""Settings that may hold a path, beside those whose name ends as in `PLACE`. No other text is taken for one:
+an instruction may begin with a slash."""
+PLACE = re.compile(r".*_(path|dir|file)")
+WORDS = ("instruction", "system_prompt", "prompt")
+"""Settings that a model reads, which are sent as they are."""
+REWRITTEN = (
+    CARD_FILE, ADAPTER_FILE, AGENT_FILE, REWARD_MODEL_FILE, EXPLAIN_FILE, "summary.json", "metrics.jsonl",
+    "report.html", f"checkpoint-*/{ADAPTER_FILE}", *(f"checkpoint-*/{name}" for name in CHECKPOINT),
+)  # fmt: skip
+"""What a run says of itself. Never a processor's files: a path there is a token or a word of a template."""
 ROWS_BEGIN, ROWS_END = "<!-- rows of the data -->", "<!-- end of the rows -->"
 """Around what a card shows of the data."""
 
@@ -65,12 +82,12 @@ def make_portable(shared: list[SharedFile], there: Destination) -> list[SharedFi
 
 
 def _made_portable(file: SharedFile, there: Destination) -> SharedFile:
-    if not is_text(file.path):
+    change, rewritten = CHANGES.get(file.path), matches(file.path, REWRITTEN)
+    if change is None and not rewritten:
         return file
     original = file.source.read_text(encoding="utf-8", errors="surrogateescape")
-    change = CHANGES.get(file.path)
     text = original if change is None else change(original, there)
-    text = without_places(text, there)
+    text = without_places(text, there) if rewritten else text
     if text == original:
         return file
     return dataclasses.replace(file, content=text.encode("utf-8", errors="surrogateescape"))
@@ -83,6 +100,11 @@ def _adapter_config(text: str, there: Destination) -> str:
     settings = json.loads(text)
     name = settings.get("base_model_name_or_path")
     known = _base(name, there, beside=True)
+    if known == f"./{BASE_FOLDER}":
+        there.notes.append(
+            f"the model under the adapter goes along in {BASE_FOLDER}/: with PEFT alone, load it first with "
+            f"from_pretrained({there.repo_id!r}, subfolder={BASE_FOLDER!r})."
+        )
     if known == name:
         return text
     return json.dumps(settings | {"base_model_name_or_path": known}, indent=2, sort_keys=True)
@@ -105,13 +127,19 @@ def _base(name: str | None, there: Destination, *, beside: bool) -> str | None:
     if beside and (there.folder / BASE_FOLDER / MODEL_CONFIG_FILE).is_file():
         return f"./{BASE_FOLDER}"
     name = None if name is None else packaged_name(name)
-    if is_local(name):
+    if is_local(name) or (name is not None and name in _base_folders(there)):
         raise ConfigError(
             f"what {there.folder} holds belongs to the model in {name}, a folder that others do not have. "
-            "Give the name that this model has on the hub (`--base-model`, `base=`), or write one whole model "
-            "with `mmft merge` and push that."
+            "Give the name that this model has on the hub (`--base-model`, `base=`), or write one whole "
+            "model with `mmft merge` and push that."
         )
     return name
+
+
+def _base_folders(there: Destination) -> set[str]:
+    """What the run calls the folder of the model that it started from, whether it is there or not."""
+    folders = (there.folder, read_settings(there.folder).get("output_dir", there.folder))
+    return {str(Path(str(each)) / BASE_FOLDER) for each in folders}
 
 
 def _config(text: str, there: Destination) -> str:
@@ -122,14 +150,21 @@ def _config(text: str, there: Destination) -> str:
     kept["output_dir"] = f"runs/{there.repo_id.rsplit('/', 1)[-1]}"
     if there.base is not None and is_local(kept.get("model_name_or_path")):
         kept["model_name_or_path"] = there.base
-    local = [name for name, value in _strings(kept) if name != "output_dir" and _is_absolute(value)]
-    for name in dict.fromkeys(local):
-        there.notes.append(
-            f"`{name}` names a place on this machine, which the sent {CONFIG_FILE} does not say: others put "
-            "their own."
-        )
-    kept = _relative(kept)
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    told = [_note(each) for each in _strings(kept) if each.names != ("output_dir",) and each.is_here]
+    there.notes.extend(dict.fromkeys(told))
+    return yaml.safe_dump(_others(kept, there), sort_keys=False, allow_unicode=True)
+
+
+def _note(place: _Text) -> str:
+    """What others must do about a setting that names a place here."""
+    remedy = "others put their own."
+    if place.names[0] in ("reward_funcs", "eval_funcs") and place.names[-1] == "path":
+        remedy = "push the reward model, and name its repository there."
+    if _is_absolute(place.value):
+        says = f"which the sent {CONFIG_FILE} does not say"
+    else:
+        says = f"by the path {place.value!r}, which others do not have"
+    return f"`{place.names[0]}` names a place on this machine, {says}: {remedy}"
 
 
 def _card(text: str, there: Destination) -> str:
@@ -142,6 +177,11 @@ def _card(text: str, there: Destination) -> str:
         text = text.replace(repr(folder), repr(there.repo_id))
         text = text.replace(f"path: {folder}}}", f"path: {there.repo_id}}}")
         text = text.replace(f"path: {folder},", f"path: {there.repo_id},")
+    beside = (there.folder / BASE_FOLDER / MODEL_CONFIG_FILE).is_file()
+    for folder in _base_folders(there) if there.base is not None or beside else ():
+        place = f"{there.repo_id!r}, subfolder={BASE_FOLDER!r}" if there.base is None else repr(there.base)
+        text = text.replace(f"from_pretrained({folder!r}", f"from_pretrained({place}")
+        text = text.replace(f"`{folder}`", f"`{there.base or f'{there.repo_id}/{BASE_FOLDER}'}`")
     title = Path(str(settings.get("output_dir", there.folder))).name
     text = text.replace(f"\n# {title}\n", f"\n# {there.repo_id.rsplit('/', 1)[-1]}\n", 1)
     if there.license is None and there.base is None:
@@ -186,33 +226,62 @@ def _is_absolute(value: str) -> bool:
     return re.match(r"(/|~[/\\]|[A-Za-z]:[/\\]|\\\\).", value) is not None
 
 
-def _relative(value: Any) -> Any:
-    """Absolute paths with nothing but their last part."""
-    if isinstance(value, dict):
-        return {name: _relative(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_relative(each) for each in value]
-    if isinstance(value, str) and _is_absolute(value):
-        return "./" + re.split(r"[/\\]", value.rstrip("/"))[-1]
-    return value
+def _relative(value: str) -> str:
+    """An absolute path with nothing but its last part."""
+    return "./" + re.split(r"[/\\]", value.rstrip("/"))[-1] if _is_absolute(value) else value
 
 
-def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """(name of the outermost setting, text) of everything in settings."""
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text in settings, and the names that lead to it."""
+
+    names: tuple[str, ...]
+    value: str
+
+    @property
+    def is_place(self) -> bool:
+        """Whether it may be a path: one of `PLACES` leads to it."""
+        return any(name in PLACES or PLACE.fullmatch(name) for name in self.names)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a path that holds on this machine only."""
+        if not self.is_place or model_path(self.value) != self.value:
+            return False
+        relative = self.value.startswith(("./", "../")) or Path(self.value).exists()
+        return _is_absolute(self.value) or (relative and self.value not in LOADERS)
+
+
+def _strings(value: Any, names: tuple[str, ...] = ()) -> Iterator[_Text]:
+    """Every text in settings."""
     if isinstance(value, dict):
         for key, each in value.items():
-            yield from _strings(each, name or str(key))
+            yield from _strings(each, (*names, str(key)))
     elif isinstance(value, list):
         for each in value:
-            yield from _strings(each, name)
+            yield from _strings(each, names)
     elif isinstance(value, str):
-        yield name, value
+        yield _Text(names, value)
+
+
+def _others(value: Any, there: Destination, names: tuple[str, ...] = ()) -> Any:
+    """The settings without the folders of this machine; words stay, whatever they begin with."""
+    if isinstance(value, dict):
+        return {name: _others(each, there, (*names, str(name))) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_others(each, there, names) for each in value]
+    if not isinstance(value, str) or (names and names[-1] in WORDS):
+        return value
+    if _Text(names, value).is_place:
+        return _relative(value)
+    return without_places(value, there) if _is_absolute(value) and not re.search(r"\s", value) else value
 
 
 def without_places(text: str, there: Destination) -> str:
     """A text in which paths of this machine begin where others can follow: at the run, or nowhere."""
     settings = read_settings(there.folder)
-    places = {value.rstrip("/"): _relative(value) for _, value in _strings(settings) if _is_absolute(value)}
+    named = [each.value for each in _strings(settings) if each.is_place and _is_absolute(each.value)]
+    places = {value.rstrip("/"): _relative(value) for value in named}
     places |= {str(Path.home()): "~", str(Path.cwd()): ".", str(there.folder.resolve()): "."}
     if _is_absolute(str(settings.get("output_dir", ""))):
         places[str(settings["output_dir"]).rstrip("/")] = "."

@@ -14,23 +14,24 @@ from mmft.hub.files import (
     AGENT_FILE,
     CARD_FILE,
     CONFIG_FILE,
+    EXPLAIN_FILE,
     MODEL_CONFIG_FILE,
     REWARD_MODEL_FILE,
     REWARDS_FILE,
-    SAMPLES,
     SharedFile,
     collect,
+    explains_given,
     is_drawn,
+    is_ours,
     is_text,
     kind_of,
-    matches,
     read_settings,
 )
 from mmft.hub.plan import PushPlan
 from mmft.hub.portable import Destination, make_portable
 from mmft.hub.secrets import find_named, find_secrets, known_secrets
 from mmft.hub.short_card import short_card
-from mmft.models.adapters import ADAPTER_FILE
+from mmft.models.adapter_settings import ADAPTER_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -63,7 +64,8 @@ def push(
         revision: branch to write to.
         commit_message: of the commit.
         include_checkpoints: also the weights of checkpoints.
-        samples: also what shows rows of the data (report, samples, pictures). None: only if mmft drew them.
+        samples: also what shows rows of the data (report, samples, pictures). None: only if mmft drew them,
+            and nothing explains a picture that somebody gave by hand.
         base: the hub's name of the pretrained model, where the run knows it by a folder of this machine.
         license: goes into the card's metadata.
         token: of the hub; the one of `hf auth login` or HF_TOKEN by default.
@@ -128,8 +130,9 @@ def make_plan(
         HubError: a file leads out of the folder or holds a secret.
     """
     kind = kind_of(folder)
+    given = samples is None and explains_given(folder)
     if samples is None:
-        samples = is_drawn(read_settings(folder))
+        samples = is_drawn(read_settings(folder)) and not given
     shared, left_out = collect(folder, kind, samples=samples, checkpoints=include_checkpoints)
     check_secrets(folder, shared, token)
     there = Destination(folder, repo_id, base=base, license=license, samples=samples)
@@ -140,6 +143,8 @@ def make_plan(
         there.notes.append(
             f"{REWARDS_FILE} holds what rewards have gathered, which may count the words of the references."
         )
+    if given:
+        there.notes.append(f"{EXPLAIN_FILE} may explain pictures of your own, which stay with the report.")
     if CARD_FILE not in names:
         adapter = ADAPTER_FILE in names
         text = short_card(kind, repo_id, base or _base_of(folder), adapter=adapter, license=license)
@@ -250,11 +255,13 @@ def _send(plan: PushPlan, name: str, message: str, token: str | None, endpoint: 
                 f"{name} already holds another kind of model ({', '.join(others)}), which would be loaded "
                 "instead of this one. Nothing was sent; give another name, or delete those files there."
             )
-        # Rows that an earlier push showed and this one does not; nothing else of the repository is ours.
-        gone = [CommitOperationDelete(each) for each in there if matches(each, SAMPLES) and each not in mine]
-        commit = api.create_commit(name, [*additions, *gone], commit_message=message, revision=plan.revision)
+        # Weights that would be loaded with these, rows that are shown no more; the rest there is not ours.
+        gone = sorted(each for each in there if is_ours(each) and each not in mine)
+        deletions = [CommitOperationDelete(each) for each in gone]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions, *deletions]
+        commit = api.create_commit(name, operations, commit_message=message, revision=plan.revision)
     branch = f"/tree/{plan.revision}" if plan.revision else ""
-    return plan.done(f"{api.endpoint}/{name}{branch}", changed=commit.oid != before)
+    return plan.done(f"{api.endpoint}/{name}{branch}", changed=commit.oid != before, deleted=gone)
 
 
 def _base_of(folder: Path) -> str | None:

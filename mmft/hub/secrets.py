@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 NAMES = re.compile(
-    r"(.*_)?api_?key|token|(hub|hf|auth|access|bearer|push_to_hub)_token|password|(.*_)?secret|authorization",
-    re.IGNORECASE,
+    r"(.*_)?(api|access|secret|private|openai)_?key|token"
+    r"|(.*_)?(hub|hf|judge|private|access|refresh|auth|bearer|api)_?token"
+    r"|(.*_)?(password|passwd|secret|bearer|authorization)"
 )
-"""Of settings that hold a secret. Tokenizers have a `pad_token`, judges an `api_key_env`: those are none."""
+"""Of settings that hold a secret, in small letters with `_`. Tokenizers have a `pad_token`, judges an
+`api_key_env`: those are none."""
 SHAPES = {
     "a token of the hub": re.compile(r"hf_[A-Za-z0-9]{30,}"),
     "an API key": re.compile(r"(?<![A-Za-z0-9])sk-(?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{20,}"),
     "a GitHub token": re.compile(r"gh[pousr]_[A-Za-z0-9]{36}"),
+    "a URL with a password": re.compile(r"://[^/\s:@\"'<>]+:[^/\s@\"'<>]+@"),
     "an AWS key": re.compile(r"(?<![A-Za-z0-9])AKIA[0-9A-Z]{16}(?![A-Za-z0-9])"),
 }
-IN_ENVIRONMENT = re.compile(r".*(API_?KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
+IN_ENVIRONMENT = re.compile(r".*(api_?key|token|secret|password)")
+"""Of environment variables beside those, of which more is suspicious: nobody trains with them."""
 SHORTEST = 8
 """Shorter values are looked for nowhere: "EMPTY", as servers without keys are told, is a word."""
 
@@ -41,7 +45,11 @@ class Finding:
 
 def is_secret_name(name: str) -> bool:
     """Whether a setting of that name holds a secret."""
-    return NAMES.fullmatch(name) is not None
+    return NAMES.fullmatch(_plain(name)) is not None
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_").lower()
 
 
 def without_secrets(value: Any) -> Any:
@@ -89,7 +97,7 @@ def known_secrets(token: str | None, settings: Any) -> dict[str, str]:
     suspicious = {
         name: value
         for name, value in os.environ.items()
-        if IN_ENVIRONMENT.fullmatch(name) and len(value) >= 2 * SHORTEST
+        if (is_secret_name(name) or IN_ENVIRONMENT.fullmatch(_plain(name))) and len(value) >= 2 * SHORTEST
     }
     for name, value in (*referred_secrets(settings), *suspicious.items()):
         found[value] = f"the value of the environment variable {name}"

@@ -9,6 +9,9 @@ from typing import Any
 
 from mmft.errors import ConfigError
 
+ADAPTER_FILE = "adapter_config.json"
+PRETRAINED_FILE = "pretrained_weights.safetensors"
+"""Beside a saved adapter: pretrained weights that trained with it, for which PEFT's files have no room."""
 BOTTLENECK = "bottleneck"
 LORA_KINDS = ("lora", "dora", "rslora")
 METHODS = (*LORA_KINDS, "ia3", BOTTLENECK)

@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 
 from mmft.errors import ConfigError
 from mmft.models.adapter_settings import ADAPTABLE, BOTTLENECK, DEFAULT_PARTS, METHODS, check_names
+from mmft.models.adapter_settings import ADAPTER_FILE as ADAPTER_FILE
+from mmft.models.adapter_settings import PRETRAINED_FILE as PRETRAINED_FILE
 from mmft.models.freezing import trained_pretrained_weights
 from mmft.models.targets import (
     hidden_state_modules,
@@ -31,9 +33,6 @@ from mmft.models.targets import (
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-ADAPTER_FILE = "adapter_config.json"
-PRETRAINED_FILE = "pretrained_weights.safetensors"
-"""Beside a saved adapter: pretrained weights that trained with it, for which PEFT's files have no room."""
 PRETRAINED_PREFIX = "backbone.model."
 """Of their names, before those of the `PeftModel`."""
 LAST_HIDDEN_STATE = "norm"

@@ -93,6 +93,8 @@ def _interval(estimate: Estimate | None) -> str:
 def rewards_section(settings: Mapping[str, Any]) -> str:
     """What was optimised, with weights and arguments, and what was only watched; nothing without either."""
     optimised, watched = settings.get("reward_funcs") or [], settings.get("eval_funcs") or []
+    if settings.get("offline"):  # the data's own rewards were optimised; these judge held-out rows only
+        optimised, watched = [], [*optimised, *watched]
     weights = settings.get("reward_weights") or [1.0] * len(optimised)
     rows = [
         [_reward_name(spec), f"{float(weight):g}", _arguments(spec)]
@@ -184,7 +186,12 @@ def limits_of_a_policy(settings: Mapping[str, Any], num_rows: int) -> list[str]:
         "It was not trained or tested to be safe: what it says may be wrong, biased or harmful, as what its "
         "base model says may be.",
     ]
-    if settings.get("reward_funcs"):
+    if settings.get("offline"):
+        lines.append(
+            "It learned from the rewards that its data held for given answers. A reward is not the task: "
+            "look at the measures, which were only watched, and at the answers."
+        )
+    elif settings.get("reward_funcs"):
         lines.append(
             "A reward is not the task: answers that score high may do so for reasons nobody wanted. Look at "
             "the measures that were only watched, and at the answers."

@@ -126,7 +126,7 @@ def write_explanations(
     for number, each in enumerate(explained):
         name = f"{number}_heat.png"
         draw_heat_map(heat_map(each, method), folder / name)
-        samples[json.dumps(each.key)] = record(each) | {"picture": f"{folder.name}/{name}"}
+        samples[json.dumps(each.key)] = record(each) | {"picture": _named(folder, name)}
         if each.choices:  # an agent has no samples that the report could show it with
             shown.append(_figure(folder, name, f"{each.text}", f"{TITLES[each.found.of]}, {_key(each.key)}"))
         if each.pictures and any(seen.grid is None for seen in each.found.pictures):
@@ -200,7 +200,12 @@ def top_tokens(found: Attribution, count: int = NUM_TOP_TOKENS) -> list[str]:
 
 
 def _figure(folder: Path, file: str, title: str, caption: str) -> dict[str, str]:
-    return {"file": f"{folder.name}/{file}", "title": title, "caption": caption}
+    return {"file": _named(folder, file), "title": title, "caption": caption}
+
+
+def _named(folder: Path, file: str) -> str:
+    """A file as seen from the folder above; resolved, since `.` has no name."""
+    return f"{folder.resolve().name}/{file}"
 
 
 def _key(key: Any) -> str:

@@ -32,7 +32,7 @@ WIDTH, MARGIN, SIDE = 9.2, 0.25, 3.0
 """Inches: of the page, around it, and of a picture."""
 HEAD, GAP, LINE, BAR = 0.5, 0.25, 0.24, 0.26
 """Inches: of the title, below a picture, from one line of text to the next, and from bar to bar."""
-BARS_LEFT = 7.75
+BARS_LEFT = 7.95
 """Inches from the left to where the bars begin; their names stand before it."""
 NAME_LENGTH, TITLE_LENGTH, PIECE_LENGTH = 12, 110, 24
 FONT_SIZE = 9
@@ -169,7 +169,7 @@ def _draw_bars(figure: Figure, heat: HeatMap, top: float) -> None:
     """What each modality counts; below it what an agent thinks of each action."""
     if heat.shares:
         shares = [Choice(name, share) for name, share in heat.shares.items()]
-        top = _draw_bar_chart(figure, shares, top, "share of the gradient", "{:.0%}", (0.0, 1.0))
+        top = _draw_bar_chart(figure, shares, top, "share of the importance", "{:.0%}", (0.0, 1.0))
     if heat.choices:
         shown = _shown(heat.choices)
         scores = [each.score for each in shown if each.legal]
@@ -187,7 +187,7 @@ def _draw_bar_chart(
 ) -> float:
     """Draws the bars from `top` (inches) downwards; returns where they end."""
     height, tall = figure.get_figheight(), BAR * len(bars)
-    _write(figure, BARS_LEFT - 0.75, top, title, size=8, va="top", color=GREY)
+    _write(figure, BARS_LEFT - 0.6, top, title, size=8, va="top", color=GREY)
     right = WIDTH - MARGIN - 0.45
     place = (BARS_LEFT / WIDTH, (top - 0.2 - tall) / height, (right - BARS_LEFT) / WIDTH, tall / height)
     axes = figure.add_axes(place)

@@ -20,6 +20,8 @@ PICTURE_ROOM = 15_000_000
 """Characters that all pictures of samples may take."""
 TEXT_ROOM = 7_000_000
 """The same of everything else that samples hold."""
+PICTURES_OF = "pictures_of"
+"""Of a sample: the place of the run whose folder has its pictures; no part of the page."""
 TOKEN_FIELDS = ("tokens", "logps", "values", "advantages")
 Sample = dict[str, Any]
 
@@ -35,8 +37,9 @@ def within_budget(
     """The samples that are shown, their pictures inlined.
 
     Args:
-        samples: with names of pictures.
-        folders: of the runs; a picture is taken from the first that has it.
+        samples: with names of pictures, and as `pictures_of` the place of the run that names them, if it
+            is not the first.
+        folders: of the runs.
         notes: where it is said what was left out.
         picture_room: characters for pictures.
         text_room: characters for the rest.
@@ -93,7 +96,8 @@ def _with_pictures(
     named = [
         (place, name) for place, sample in enumerate(samples) for name in sample["pictures"][:MAX_PICTURES]
     ]
-    found = [_first(folders, name) for _, name in named]
+    places = [samples[place].get(PICTURES_OF, 0) for place, _ in named]
+    found = [read_thumbnail(folders[run], name) for run, (_, name) in zip(places, named, strict=True)]
     read = [data for data in found if data is not None]
     small, side = fitted(read, room)
     if side:
@@ -105,17 +109,16 @@ def _with_pictures(
     missing = len(found) - len([data for data in small if data])
     if missing and side != 0:
         notes.append(f"{count(missing, 'picture')} could not be read.")
-    pictures: dict[int, list[str]] = {}
+    shown: list[list[bytes]] = [[] for _ in samples]
     files = iter(small)
     for (place, _), data in zip(named, found, strict=True):
-        shown = next(files) if data is not None else b""
-        pictures.setdefault(place, []).extend([data_uri(shown)] if shown else [])
-    return [sample | {"pictures": pictures.get(place, [])} for place, sample in enumerate(samples)]
+        shown[place].append(next(files) if data is not None else b"")
+    return [_illustrated(sample, each) for sample, each in zip(samples, shown, strict=True)]
 
 
-def _first(folders: Sequence[Path], name: str) -> bytes | None:
-    for folder in folders:
-        data = read_thumbnail(folder, name)
-        if data is not None:
-            return data
-    return None
+def _illustrated(sample: Sample, files: Sequence[bytes]) -> Sample:
+    """The sample with the pictures that could be read; patches are those of its first one."""
+    told = {name: value for name, value in sample.items() if name != PICTURES_OF}
+    if sample["heat"] is not None and files and not files[0]:
+        told["heat"] = sample["heat"] | {"grid": [0, 0], "patches": []}
+    return told | {"pictures": [data_uri(file) for file in files if file]}

@@ -46,7 +46,7 @@ def charts(runs: Sequence[RunSource], notes: list[str]) -> list[dict[str, Any]]:
     names = page_order(dict.fromkeys(name for points in by_run for name in points))
     if len(names) > MAX_CHARTS:
         notes.append(f"The log has {len(names):,} numbers; {MAX_CHARTS} of them have a chart.")
-    limit = min(MAX_POINTS, max(ALL_POINTS // max(len(names[:MAX_CHARTS]) * len(runs), 1), 3))
+    limit = min(MAX_POINTS, max(ALL_POINTS // max(len(names[:MAX_CHARTS]) * len(runs), 1), 5))
     drawn = [_chart(name, runs, by_run, evaluations, over, limit) for name in names[:MAX_CHARTS]]
     longest = max((len(points) for each in by_run for points in each.values()), default=0)
     if longest > limit:
@@ -110,50 +110,64 @@ def _counts_environment_steps(run: RunSource) -> bool:
 def _points(run: RunSource, over: str) -> dict[str, Points]:
     """Every logged number that has a finite value somewhere, over the steps."""
     found: dict[str, Points] = {}
-    previous: Mapping[str, Any] = {}
+    speeds = _Speeds()
     again = {f"{REWARDS}{name}" for name in repeated_rewards(run)}
     drawn: dict[str, bool] = {}
     for line in run.history:
         place = number(line.get(over))
         if place is None or "loss" not in line:
             continue
-        for name, value in itertools.chain(line.items(), _speeds(line, previous)):
+        for name, value in itertools.chain(line.items(), speeds.of(line)):
             if name not in drawn:
                 drawn[name] = is_drawn(name) and name not in again
             known = number(value) if drawn[name] else None
             if known is not None or (drawn[name] and (value is None or isinstance(value, float))):
                 found.setdefault(name, []).append((place, known))
-        previous = line
     return {name: points for name, points in found.items() if any(value is not None for _, value in points)}
 
 
-def _speeds(line: Mapping[str, Any], previous: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """What was done since the line before, by the seconds that it took."""
-    seconds = number(line.get(SECONDS))
-    if not seconds or seconds < 0:
-        return
-    tokens = number(line.get(NUM_TOKENS))
-    if tokens is not None:
-        yield TOKENS_PER_SECOND, tokens / seconds
-    for name, counted in (
-        (ENVIRONMENT_STEPS_PER_SECOND, ENVIRONMENT_STEPS),
-        (STEPS_PER_SECOND, "step"),
-    ):
-        now, before = number(line.get(counted)), number(previous.get(counted))
-        if now is not None and before is not None:
-            yield name, (now - before) / seconds
+class _Speeds:
+    """What was done by the seconds that passed since something was last done.
+
+    Several lines may lie between two rollouts; their seconds count too.
+    """
+
+    def __init__(self) -> None:
+        self._waited: dict[str, float] = {}
+        self._before: dict[str, float] = {}
+
+    def of(self, line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+        """The speeds that are known at a line; lines come in their order."""
+        seconds = max(number(line.get(SECONDS)) or 0.0, 0.0)
+        tokens = number(line.get(NUM_TOKENS))
+        yield from self._speed(TOKENS_PER_SECOND, seconds, tokens, done=tokens is not None)
+        for name, counted in ((ENVIRONMENT_STEPS_PER_SECOND, ENVIRONMENT_STEPS), (STEPS_PER_SECOND, "step")):
+            now, before = number(line.get(counted)), self._before.get(name)
+            made = None if now is None or before is None else now - before
+            yield from self._speed(name, seconds, made, done=now is not None and made != 0)
+            if now is not None:
+                self._before[name] = now
+
+    def _speed(
+        self, name: str, seconds: float, amount: float | None, *, done: bool
+    ) -> Iterator[tuple[str, float]]:
+        waited = self._waited.get(name, 0.0) + seconds
+        self._waited[name] = 0.0 if done else waited
+        if done and amount is not None and amount >= 0 and waited > 0:
+            yield name, amount / waited
 
 
 def thinned(points: Points, limit: int = MAX_POINTS) -> Points:
-    """At most `limit` points: the least and the largest of each stretch, and a gap where it has one.
+    """At most `limit` points: the ends, the least and largest of each stretch, and a gap where it has one.
 
     Extremes and gaps are what a thinner curve must not hide; between them an even choice would do."""
     if len(points) <= limit:
         return points
-    num_parts = limit // 3
-    kept: Points = []
+    first, *between, last = points
+    num_parts = (limit - 2) // 3
+    kept: Points = [first]
     for part in range(num_parts):
-        stretch = points[part * len(points) // num_parts : (part + 1) * len(points) // num_parts]
+        stretch = between[part * len(between) // num_parts : (part + 1) * len(between) // num_parts]
         known = [each for each in enumerate(stretch) if each[1][1] is not None]
         places = {place for place, (_, value) in enumerate(stretch) if value is None and known}
         chosen = {min(places)} if places else set()
@@ -162,7 +176,7 @@ def thinned(points: Points, limit: int = MAX_POINTS) -> Points:
         else:
             chosen = {0}
         kept += [stretch[place] for place in sorted(chosen)]
-    return kept
+    return [*kept, last]
 
 
 def _value(item: tuple[int, tuple[float, float | None]]) -> float:

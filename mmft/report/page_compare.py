@@ -78,7 +78,7 @@ def measure_table(runs: Sequence[RunSource], notes: list[str]) -> Table | None:
     level = resampling(first).confidence_level
     caption = (
         f"After training. Differences are those on the rows that both runs answered, with their {level:.0%} "
-        "intervals over rows, and the shares of rows won and lost."
+        "intervals over rows, and the shares of rows where the number is higher and lower."
     )
     return table("runs", "Runs", caption, columns, rows)
 
@@ -87,7 +87,7 @@ def _difference(change: Mapping[str, Any]) -> str:
     if not change:
         return DASH
     told = f"{signed(change['value'])} {bounds(change['low'], change['high'])}"
-    return f"{told}, won {change['wins']:.0%}, lost {change['losses']:.0%}"
+    return f"{told}, higher in {change['wins']:.0%}, lower in {change['losses']:.0%}"
 
 
 def _paired(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from mmft.report.chart_catalogue import SECONDS
 from mmft.report.page_source import RunSource, items, mapping
 from mmft.report.page_text import count, number, short, tidy
 
@@ -14,6 +15,8 @@ METHODS = {
     "rwl": "Reward-weighted likelihood",
     "dqn": "Deep Q-learning",
 }
+ROUNDING = 0.01
+"""Seconds by which `wall_seconds` may be too short."""
 Facts = list[list[str]]
 
 
@@ -64,6 +67,7 @@ def facts(run: RunSource) -> Facts:
 def _effort(run: RunSource) -> Facts:
     summary = run.summary
     steps, seconds = number(summary.get("steps")), number(summary.get("wall_seconds"))
+    trained = sum(number(line.get(SECONDS)) or 0.0 for line in run.history)
     found: Facts = []
     if steps is None and run.history:
         last = max((number(line.get("step")) or 0.0 for line in run.history), default=0.0)
@@ -71,9 +75,11 @@ def _effort(run: RunSource) -> Facts:
     if steps is not None:
         found.append(["optimizer steps", f"{steps:,.0f}"])
     if seconds is not None:
-        found.append(["training took", duration(seconds)])
+        # Steps and log lines are of the whole run, the wall time is that since it was last resumed.
+        resumed = trained > seconds + ROUNDING
+        found.append([f"training took{', since it was last resumed' if resumed else ''}", duration(seconds)])
     if steps and seconds:
-        found.append(["optimizer steps per second", f"{steps / seconds:.3g}"])
+        found.append(["optimizer steps per second", f"{steps / max(seconds, trained):.3g}"])
     for name, text in (
         ("environment_steps", "steps in environments"),
         ("env_restarts", "environments made anew"),

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmft.report.agent_record import AFTER, BEFORE
+from mmft.report.page_budget import PICTURES_OF
 from mmft.report.page_measures import repeated_rewards, row_key
 from mmft.report.page_source import RunSource, items, mapping
 from mmft.report.page_text import MAX_LABEL, Texts, clean, count, number, rounded, short
@@ -34,6 +35,7 @@ def samples(runs: Sequence[RunSource], notes: list[str]) -> tuple[list[str], lis
         notes: where what was left out is said.
     """
     texts = Texts()
+    shown_answers = (BEFORE, AFTER) if len(runs) == 1 else (AFTER,)
     if runs[0].kind == "reward_model":
         names, found = _judged_samples(runs, notes, texts)
     elif len(runs) == 1:
@@ -53,7 +55,7 @@ def samples(runs: Sequence[RunSource], notes: list[str]) -> tuple[list[str], lis
     if left_out:
         verb = "is" if left_out == 1 else "are"
         notes.append(f"{count(left_out, 'picture')} of rows that show many {verb} left out.")
-    notes += texts.notes()
+    notes += [*texts.notes(), *_unshown_heat(runs, shown_answers), *_cut_lists(runs, shown_answers)]
     return names if shown else [], shown
 
 
@@ -75,7 +77,7 @@ def group_columns(found: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _answered(run: RunSource, sample: Mapping[str, Any], texts: Texts, hidden: set[str]) -> Sample:
     answers = [_answer(mapping(sample.get(when)), texts, hidden) for when in (BEFORE, AFTER)]
-    return _row(sample, texts) | {"answers": answers, "heat": _heat(run, sample)}
+    return _row(sample, texts) | {"answers": answers, "heat": _heat(run, sample, (BEFORE, AFTER))}
 
 
 def _row(sample: Mapping[str, Any], texts: Texts) -> Sample:
@@ -131,6 +133,19 @@ def _numbers(values: Any, length: int) -> list[float | None] | None:
     return [rounded(value) for value in listed] if listed and len(listed) == length else None
 
 
+def _cut_lists(runs: Sequence[RunSource], shown: Sequence[str]) -> list[str]:
+    """Notes on references and tokens beyond those that are shown."""
+    told = [sample for run in runs for sample in run.samples]
+    lists = [mapping(sample.get(when)).get("token_texts") for sample in told for when in shown]
+    lists += [_explanation(run, sample).get("tokens") for run in runs for sample in run.samples]
+    long = sum(len(items(tokens)) > MAX_TOKENS for tokens in lists)
+    many = sum(len(_phrases(sample.get("references"))) > MAX_REFERENCES for sample in runs[0].samples)
+    notes = [f"Of {count(many, 'row')} the first {MAX_REFERENCES} references are shown."] if many else []
+    if long:
+        notes.append(f"Of {count(long, 'text')} the first {MAX_TOKENS:,} tokens are shown.")
+    return notes
+
+
 # Several runs
 
 
@@ -146,10 +161,16 @@ def _joined(runs: Sequence[RunSource], notes: list[str], texts: Texts) -> list[S
     found, hidden = [], repeated_rewards(*runs)
     for key in shared:
         told = [each[key] for each in by_key]
-        heats = (_heat(run, sample) for run, sample in zip(runs, told, strict=True))
+        heats = [_heat(run, sample, (AFTER,)) for run, sample in zip(runs, told, strict=True)]
         answers = [_answer(mapping(sample.get(AFTER)), texts, hidden) for sample in told]
-        heat = next((each for each in heats if each is not None), None)
-        found.append(_row(told[0], texts) | {"answers": answers, "heat": heat})
+        named = [place for place, heat in enumerate(heats) if heat is not None]
+        heat = heats[named[0]] if named else None
+        if heat is not None:
+            heat["of"] = short(f"{heat['of']} of {runs[named[0]].label}")
+        # Folders name their pictures alike; what another run calls so may be of another row.
+        place = next((place for place, sample in enumerate(told) if items(sample.get("pictures"))), 0)
+        pictures = {"pictures": _row(told[place], texts)["pictures"], PICTURES_OF: place}
+        found.append(_row(told[0], texts) | {"answers": answers, "heat": heat} | pictures)
     return found
 
 
@@ -207,12 +228,36 @@ def _deviation(variance: Any) -> float | None:
 # Heat
 
 
-def _heat(run: RunSource, sample: Mapping[str, Any]) -> Sample | None:
-    """What the answer depends on, where that was explained and fits together."""
+def _explanation(run: RunSource, sample: Mapping[str, Any]) -> dict[str, Any]:
     explained, key = mapping(run.explained.get("samples")), sample.get("key")
     names = [json.dumps(key, default=str), json.dumps(key, default=str, ensure_ascii=False)]
-    told = mapping(next((explained[name] for name in names if name in explained), None))
-    if not told:
+    return mapping(next((explained[name] for name in names if name in explained), None))
+
+
+def _is_of(told: Mapping[str, Any], sample: Mapping[str, Any], shown: Sequence[str]) -> bool:
+    """Whether an answer is explained that the page shows; an explanation without a text says nothing else."""
+    texts = [mapping(sample.get(when)).get("completion") for when in shown]
+    return "text" not in told or told["text"] in texts
+
+
+def _unshown_heat(runs: Sequence[RunSource], shown: Sequence[str]) -> list[str]:
+    told = [(_explanation(run, sample), sample) for run in runs for sample in run.samples]
+    number_left = sum(not _is_of(each, sample, shown) for each, sample in told)
+    if not number_left:
+        return []
+    return [f"{count(number_left, 'explanation')} left out: of answers that this page does not show."]
+
+
+def _heat(run: RunSource, sample: Mapping[str, Any], shown: Sequence[str]) -> Sample | None:
+    """What an answer depends on, where that was explained and fits together.
+
+    Args:
+        run: whose explanations.
+        sample: that was answered.
+        shown: which of its answers the page has.
+    """
+    told = _explanation(run, sample)
+    if not told or not _is_of(told, sample, shown):
         return None
     sides = [number(each) for each in items(told.get("grid"))]
     patches = [number(each) for each in items(told.get("patches"))]
@@ -235,5 +280,9 @@ def _heat(run: RunSource, sample: Mapping[str, Any]) -> Sample | None:
         "patches": [rounded(each) for each in patches] if fits else [],
         "tokens": tokens,
         "shares": {name: value for name, value in shares.items() if value is not None},
-        "of": short(run.explained.get("of", "completion")),
+        "of": short(f"{run.explained.get('of', 'completion')}{_when(run)}"),
     }
+
+
+def _when(run: RunSource) -> str:
+    return " before training" if run.explained.get("baseline") == "base" else ""

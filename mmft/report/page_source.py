@@ -9,19 +9,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from mmft.errors import ConfigError
 from mmft.report.page_text import count, short
+from mmft.report.run_kind import Kind, run_kind
 from mmft.trainers.callbacks import METRICS_FILE, SAMPLES_FILE
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 EPISODES_FILE = "episodes.jsonl"
 EXPLAIN_FILE = "explain/explain.json"
-Kind = Literal["policy", "agent", "reward_model", "sft"]
 KINDS: dict[Kind, str] = {
     "policy": "a policy",
     "agent": "an agent",
@@ -130,7 +130,7 @@ def read_run(folder: Path, label: str | None = None) -> RunSource:
     return RunSource(
         folder=folder,
         label=folder.resolve().name if label is None else label,
-        kind=kind_of(folder, settings, summary),
+        kind=run_kind(folder, settings, summary),
         settings=settings,
         summary=summary,
         history=_lines(folder / METRICS_FILE, problems),
@@ -139,17 +139,6 @@ def read_run(folder: Path, label: str | None = None) -> RunSource:
         explained=_mapping(folder / EXPLAIN_FILE, problems),
         problems=problems,
     )
-
-
-def kind_of(folder: Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> Kind:
-    """What a run trained, by its settings or, where there are none, by its summary."""
-    if settings.get("env") or "environment" in summary:
-        return "agent"
-    if "rating_column" in settings or "loss_type" in summary:
-        return "reward_model"
-    if "completion_choice" in settings:
-        return "sft"
-    return "policy"
 
 
 def picture_within(folder: Path, name: str, start: bytes) -> bytes | None:
@@ -162,7 +151,7 @@ def picture_within(folder: Path, name: str, start: bytes) -> bytes | None:
         return None
     try:
         data = (folder / path).read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # a name with half a surrogate pair is none that files have
         return None
     return data if data.startswith(start) else None
 

@@ -130,6 +130,15 @@ class Groups:
     names: list[str]
 
 
+def check_labels(labels: Sequence[Any], column: str) -> None:
+    """Refuses labels that can be no colours, before anything is computed for a map.
+
+    Raises:
+        ConfigError: there are none, they are neither numbers nor words, or they are too many words.
+    """
+    _colours(labels, column)
+
+
 def _colours(labels: Sequence[Any], column: str) -> Scale | Groups:
     known = [each for each in labels if each is not None and each == each]
     if not known:

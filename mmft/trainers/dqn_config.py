@@ -82,7 +82,7 @@ class DQNConfig(AgentConfig):
         default=0.02, metadata={"help": "tau of exp(Q / tau) at the end."}
     )
 
-    # A step is a small one here, and a look at the whole model takes as long as several.
+    # A step is a small one here, and a look at the whole model takes as long as three: 0.3 % of a run.
     importance_steps: int = field(default=1000, metadata={"help": STEPS_HELP})
 
     def __post_init__(self) -> None:

@@ -13,7 +13,8 @@ METHODS = ("relative", "gradient", "gradient_x_input")
 STEPS_HELP = (
     "Optimizer steps between two looks at what answers or decisions hang on: shares of image and text in the "
     "gradient at the text model's inputs, logged as `importance/image_share` and `importance/text_share`; 0 "
-    "is off."
+    "is off. A look goes through the whole model and back; where a step trains heads on a frozen backbone "
+    "alone, it takes as long as a few steps."
 )
 
 

@@ -29,7 +29,6 @@ from mmft.engine.observations import Observation
 from mmft.engine.packing import Completions
 from mmft.engine.playing import GREY
 from mmft.engine.prompt_encoder import process_row
-from mmft.errors import NonFiniteError, UnsupportedModelError
 from mmft.trainers.experience import Experience
 from mmft.trainers.metric_log import MetricLog
 from mmft.types import PromptRow
@@ -44,8 +43,9 @@ HELD_OUT_ROWS = 32
 """At most; enough for means, and a few seconds of a small model."""
 BATCH_SIZE = 4
 METHODS: tuple[Method, ...] = ("relative", "gradient")
-FAILURES = (UnsupportedModelError, NonFiniteError, torch.OutOfMemoryError)
-"""What may go wrong where one only looks, and must not end a run."""
+FAILURES = (RuntimeError, ValueError)
+"""What may go wrong where one only looks, and must not end a run: an operation without a backward pass, too
+little memory, a processor that refuses a picture, and all of `mmft.errors`."""
 IGNORED = 0.05
 """Nats per token: an answer of 20 tokens that changes its probability by less than a factor of e with
 another picture was not written about this one."""
@@ -198,12 +198,7 @@ def measure_modality_use(
     """
     tokenize = CompletionTokenizer(actor_critic.backbone, max_length)
     ends = [True] * len(rows) if ended is None else ended
-    ids = [tokenize(text) for text in answers]
-    # The end token is the policy's own word only where it said it.
-    last = actor_critic.backbone.end_ids
-    ids = [
-        own[:-1] if own and not end and own[-1] in last else own for own, end in zip(ids, ends, strict=True)
-    ]
+    ids = [tokenize.said(text, end) for text, end in zip(answers, ends, strict=True)]
     seen = [number for number, row in enumerate(rows) if row.images and ids[number]]
     partners = exchange_partners([rows[number] for number in seen])
     chosen = [(rows[n], ids[n], rows[seen[p]]) for n, p in zip(seen, partners, strict=True) if p is not None]

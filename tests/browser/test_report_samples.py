@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.report_support import count, keys, open_report
@@ -245,6 +246,24 @@ def test_any_two_runs_are_compared(page: Page, tmp_path: Path):
     page.get_by_role("button", name="Only changed").click()
     assert keys(page) == [3, 0, 1, 4]
     expect(page).to_have_url(re.compile("first=1&second=0"))
+
+
+@pytest.mark.parametrize("first", ["length", "9", "-1", "0.5", "at"])
+def test_an_answer_that_is_none_is_not_compared(page: Page, tmp_path: Path, first: str):
+    open_report(page, tmp_path, comparison(), f"samples&first={first}")
+    expect(page.get_by_label("Compare")).to_have_value("0")
+
+
+def test_sides_of_a_pair_have_no_colours_of_runs(page: Page, tmp_path: Path):
+    data = comparison()
+    pairs = [sample | {"answers": sample["answers"][:2]} for sample in data["samples"]]
+    open_report(page, tmp_path, data | {"answers": ["rejected", "chosen"], "samples": pairs}, "samples")
+    names = page.locator(".card").first.locator(".answer-name")
+    expect(names.nth(0)).to_have_class(re.compile("ink-first"))
+    expect(names.nth(1)).to_have_class(re.compile("ink-last"))
+    (tmp_path / "runs").mkdir()
+    open_report(page, tmp_path / "runs", comparison(), "samples")
+    expect(page.locator(".card").first.locator(".answer-name").nth(2)).to_have_class(re.compile("ink-2"))
 
 
 def test_a_picture_is_enlarged_by_click_and_by_key_and_closed_again(page: Page, tmp_path: Path):

@@ -14,14 +14,16 @@ import torch
 import yaml
 from peft import LoraConfig
 
-from mmft.cli import explain, main
+from mmft.cli import explain, explain_agent, main
 from mmft.cli.explain import explain_run
-from mmft.cli.explain_policy import token_place
+from mmft.cli.explain_policy import explain_told, held_out_rows, token_place
 from mmft.cli.explain_settings import Wanted
 from mmft.engine.actor_critic import VLMActorCritic
 from mmft.errors import ConfigError
+from mmft.hub.files import collect
 from mmft.models.backbone import load_backbone
 from mmft.report.record import write_json_lines
+from mmft.runs import Run
 from mmft.tiny import CAPTIONER_NAME, PROMPT, captioner_path, load_scenes
 from tests.cli.agent_support import AGENT, LENGTHS, agent_config
 from tests.cli.support import lines, refusal, summary
@@ -200,6 +202,77 @@ def test_a_picture_of_ones_own(run: Path, tmp_path: Path, reports: list[Path]):
     assert sample["text"].startswith("a ")
 
 
+def test_a_picture_of_ones_own_leaves_the_runs_explanations_and_stays_private(
+    run: Path, tmp_path: Path, reports: list[Path], capsys: pytest.CaptureFixture[str]
+):
+    explain_run(run, rows=1)
+    before = {path.name: path.read_bytes() for path in (run / "explain").iterdir()}
+    load_scenes("test", 1)[0]["image"].save(tmp_path / "mine.png")
+    assert main(["explain", str(run), "--image", str(tmp_path / "mine.png"), "--answer", "a star."]) == 0
+    given = run / "explain" / "given"
+    assert {path.name for path in given.iterdir()} == {"0_heat.png", "explain.json"}
+    assert {path.name: path.read_bytes() for path in (run / "explain").glob("*.*")} == before
+    assert reports == []
+    out = capsys.readouterr().out
+    assert f"{given}/ holds explain.json and 0_heat.png" in out
+    assert "the run's own explanations and its report are as they were" in out
+    shared, left = collect(run, "policy", samples=True, checkpoints=False)
+    assert "explain/0_heat.png" in [each.path for each in shared]
+    assert "explain/given/" in [each.path for each in left]
+    found = explain_run(run, image=load_scenes("test", 1)[0]["image"], answer="a star.")
+    assert found.folder == given
+
+
+def test_answers_are_scored_at_the_temperature_of_the_evaluation(run: Path):
+    values = []
+    for temperature in (0, 1.0, 2.0):
+        (run / "config.yaml").write_text(yaml.safe_dump(SETTINGS | {"eval_temperature": temperature}))
+        values.append(explain_run(run, rows=1).explained[0].found.value)
+    greedy, plain, warm = values
+    assert greedy == plain  # greedy decoding scores the plain policy
+    assert abs(warm - plain) > 0.1
+
+
+def test_a_finished_run_scores_its_answers_at_a_temperature_too(run: Path):
+    policy = Run.from_pretrained(run).load_policy()
+    told = [(held_out_rows(Run.from_pretrained(run))[0], {"completion": SAID[0], "ended": True})]
+    plain, warm = (explain_told(policy, told, each)[0].found.value for each in (1.0, 2.0))
+    assert abs(warm - plain) > 0.1
+
+
+def test_answers_are_counted_among_those_that_there_are(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["explain", str(run), "--rows", "9", "--token", "a"]) == 0  # of six
+    assert "no token" not in capsys.readouterr().out
+
+
+def tell(run: Path, *rows: int) -> None:
+    """Lets samples.jsonl say that these rows were answered with nothing, cut."""
+    empty = {"completion": "", "ended": False}
+    write_json_lines(run / "samples.jsonl", [{"key": ["validation", row], "after": empty} for row in rows])
+
+
+def test_answers_of_no_token_are_left_out_and_told(run: Path):
+    tell(run, 0)
+    found = explain_run(run, rows=2)
+    assert [each.key for each in found.explained] == [["validation", 3]]
+    assert found.notes == ["1 answer has no token at all"]
+
+
+def test_a_run_whose_answers_have_no_token_is_refused(run: Path):
+    tell(run, 0, 3)
+    with pytest.raises(ConfigError, match="none of the 2 answers asked for has a token"):
+        explain_run(run, rows=2)
+
+
+@pytest.mark.parametrize("column", ["colour", "facts"])
+def test_a_map_by_no_column_is_refused_before_anything_is_explained(
+    column: str, run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(explain, "load_policy", lambda *args, **options: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match="map-by"):
+        explain_run(run, rows=1, map_by=column, map_rows=6)
+
+
 def test_the_method_is_told(run: Path):
     shares = {}
     for method in ("gradient", "relative"):
@@ -317,6 +390,14 @@ def test_the_chosen_action_is_explained_and_has_the_best_score(
         assert chosen.score == max(choice.score for choice in each.choices if choice.legal)
         assert chosen.score == pytest.approx(each.found.value, abs=1e-5)
         assert chosen.name == each.text
+
+
+def test_a_map_by_nothing_of_an_agents_is_refused_before_it_plays(
+    agent_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(explain_agent, "playing", lambda *args: pytest.fail("played"))
+    with pytest.raises(ConfigError, match="is nothing of an agent's"):
+        explain_run(agent_folders["dqn"], rows=1, map_by="colour")
 
 
 def test_policy_and_value_of_an_agent(agent_folders: dict[str, Path], tmp_path: Path):

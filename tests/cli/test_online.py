@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mmft.cli import main
+from mmft.cli import main, online
 from mmft.cli.arguments import parse_run
 from mmft.cli.loading import load_policy
 from mmft.report.page import render_page
@@ -241,6 +241,24 @@ def test_of_two_processes_one_writes_and_speaks(run_folder: Path, tmp_path: Path
 
 def distributed_environment() -> dict[str, str]:
     return dict(os.environ) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def test_what_breaks_the_last_evaluation_costs_no_weights(
+    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whens: list[str] = []
+
+    def evaluate(trainer: Any, when: str, metrics: Any) -> None:
+        whens.append(when)
+        if when == "after":
+            raise KeyError("unheard of")
+
+    monkeypatch.setattr(online, "evaluate", evaluate)
+    settings = SETTINGS | {"model_name_or_path": model_folder, "output_dir": str(tmp_path / "run")}
+    with pytest.raises(KeyError, match="unheard of"):
+        main(["ppo", "--config", write_config(tmp_path, settings | {"max_steps": 1, "save_strategy": "no"})])
+    assert whens == ["before", "after"]
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
 
 
 def test_an_adapter_names_its_base_as_the_user_did(tmp_path: Path):

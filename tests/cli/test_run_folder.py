@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from mmft.cli.arguments import parse_run
+from mmft.cli.launch import clear_results
+from mmft.cli.launch import write_config as write_config_of_run
 from mmft.cli.run_folder import closing, judge_training, unoptimised_measures, weights_of
 from mmft.engine.judging import RewardSuite
 from mmft.evaluation.bootstrap import Resampling
 from mmft.report.record import Evaluation, Outcome
 from mmft.trainers.held_out import held_out_means
+from tests.cli.support import SETTINGS, write_config
 from tests.reference.rewards import byte_variety, large_ids, small_ids
 
 QUICK = Resampling(num_resamples=200)
@@ -93,3 +98,34 @@ def test_only_files_that_were_written_are_named(tmp_path: Path):
     (tmp_path / "README.md").touch()
     summary = {"packed": True, "warnings": [], "masked_samples": {}, "steps": 1, "wall_seconds": 1.0}
     assert closing(tmp_path, summary).endswith("holds the trained weights and summary.json, README.md")
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_folder_used_again_holds_no_results_of_another_run(tmp_path: Path, resumes: bool):
+    results = [
+        "summary.json", "samples.jsonl", "episodes.jsonl", "report.html", "samples/00000.jpg",
+        "samples/00000_1.jpg", "explain/0_heat.png", "explain/explain.json",
+    ]  # fmt: skip
+    others = [
+        "samples/mine.jpg", "explain/mine.png", "checkpoint-2/trainer_state.json", "heads.safetensors",
+        "metrics.jsonl",
+    ]  # fmt: skip
+    for name in results + others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    told = {"samples": {"0": {"picture": "explain/0_heat.png"}}, "figures": []}
+    (tmp_path / "explain" / "explain.json").write_text(json.dumps(told))
+    argv = ["--config", write_config(tmp_path, SETTINGS)]
+    argv += ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "true" if resumes else "false"]
+    write_config_of_run(parse_run("ppo", argv))
+    assert all((tmp_path / name).is_file() == resumes for name in results)
+    assert all((tmp_path / name).is_file() for name in [*others, "config.yaml"])
+
+
+def test_folders_that_held_only_results_go_with_them(tmp_path: Path):
+    clear_results(tmp_path / "nowhere")
+    for name in ("samples.jsonl", "samples/00000.jpg", "explain/explain.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    clear_results(tmp_path)
+    assert [*tmp_path.iterdir()] == []

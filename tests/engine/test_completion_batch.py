@@ -45,6 +45,16 @@ def test_a_text_becomes_the_tokens_that_sampling_would_give(family: str) -> None
     assert tokenize("") == [EOS_ID]
 
 
+def test_what_was_cut_was_said_without_an_end() -> None:
+    backbone = make_backbone(zoo.build_model("llava"), zoo.build_processor("llava"), trainable=())
+    tokenize = CompletionTokenizer(backbone, max_length=4)
+    letters = [FIRST_TEXT_ID + ord(letter) for letter in "redder"]
+    assert tokenize.said("red", ended=True) == [*letters[:3], EOS_ID]
+    assert tokenize.said("red", ended=False) == letters[:3]
+    assert tokenize.said("redder", ended=False) == letters[:4]  # there is no end to take off
+    assert tokenize.said("", ended=False) == []
+
+
 def test_the_end_token_is_the_one_behind_an_answer_of_the_chat_template() -> None:
     processor = zoo.build_processor("llava")
     ids = processor.tokenizer.convert_tokens_to_ids(["</s>", "<end_of_utterance>"])

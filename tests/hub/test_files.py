@@ -12,7 +12,7 @@ from mmft.cli.launch import CONFIG_FILE, SUMMARY_FILE
 from mmft.cli.run_folder import CURVES_FILE, OVERVIEW_FILE
 from mmft.engine.actor_critic import HEADS_FILE
 from mmft.engine.reward_model import HEAD_FILE
-from mmft.engine.saved_policy import MERGED_FOLDER
+from mmft.engine.saved_policy import BASE_FOLDER
 from mmft.errors import ConfigError, HubError
 from mmft.hub import files
 from mmft.hub.files import Allowed, collect, is_drawn, kind_of, matches
@@ -84,7 +84,7 @@ def test_each_kind_has_files_of_its_own():
 def test_the_names_on_the_list_are_those_that_the_library_writes():
     written = [
         CONFIG_FILE, SUMMARY_FILE, METRICS_FILE, CURVES_FILE, OVERVIEW_FILE, SAMPLES_FILE, EPISODES_FILE,
-        EPISODE_FILE, MOVING_FILE, REPORT_FILE, f"{PICTURE_FOLDER}/0.jpg", f"{MERGED_FOLDER}/config.json",
+        EPISODE_FILE, MOVING_FILE, REPORT_FILE, f"{PICTURE_FOLDER}/0.jpg", f"{BASE_FOLDER}/config.json",
         "samples/00007.jpg",
     ]  # fmt: skip
     allowed = Allowed("policy", samples=True, checkpoints=False)
@@ -95,6 +95,7 @@ def test_the_names_on_the_list_are_those_that_the_library_writes():
         f"{PICTURE_FOLDER}/0.jpg",
         "samples/00007.jpg",
     }
+    assert files.BASE_FOLDER == BASE_FOLDER
     assert (files.AGENT_FILE, files.REWARD_MODEL_FILE) == (agent_spec.SPEC_FILE, reward_model.SPEC_FILE)
     assert set(files.DRAWN) == {SCENES_NAME, PREFERENCES_NAME, RATINGS_NAME, RATED_CAPTIONS_NAME}
 
@@ -164,6 +165,13 @@ def test_a_policy_that_was_trained_in_python_is_known_by_its_critic(tmp_path: Pa
     assert kind_of(tmp_path) == "model"
     (tmp_path / HEADS_FILE).touch()
     assert kind_of(tmp_path) == "policy"
+
+
+def test_without_a_critic_it_is_known_by_its_rewards(tmp_path: Path):
+    (tmp_path / "adapter_config.json").touch()
+    (tmp_path / REWARDS_FILE).touch()
+    assert kind_of(tmp_path) == "policy"
+    assert REWARDS_FILE in names(tmp_path)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path):

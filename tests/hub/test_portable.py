@@ -77,6 +77,54 @@ def test_no_text_leads_into_this_machine(tmp_path: Path, monkeypatch: pytest.Mon
     assert changed["report.html"] == "<html>./samples</html>"
 
 
+def test_what_a_model_reads_is_never_taken_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/root")
+    words = {"system_prompt": "/no_think", "instruction": "/root", "env_kwargs": {"word": "/no_think"}}
+    run = make_run(tmp_path / "run", **words, dataset_data_dir="/root/pictures")
+    files = (
+        "tokenizer.json",
+        "chat_template.jinja",
+        "vocab.txt",
+        "base/tokenizer_config.json",
+        "rewards.json",
+    )
+    (run / "base").mkdir()
+    for name in files:
+        (run / name).write_text(f'["/root", "/no_think", "/root/pictures", "{run}"]')
+    changed, notes = sent(run)
+    assert not set(files) & set(changed)
+    settings = yaml.safe_load(changed["config.yaml"])
+    assert {name: settings[name] for name in words} == words
+    assert settings["dataset_data_dir"] == "./pictures"
+    assert [note.split(" ")[0] for note in notes] == ["`dataset_data_dir`"]
+
+
+def test_a_folder_in_any_other_setting_begins_where_others_can_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", "/home/ada")
+    changed, _ = sent(make_run(tmp_path / "run", env_kwargs={"rows": "/home/ada/rows"}))
+    assert yaml.safe_load(changed["config.yaml"])["env_kwargs"] == {"rows": "~/rows"}
+
+
+def test_relative_paths_that_exist_here_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pictures", "runs/judge", "imagefolder"):
+        (tmp_path / name).mkdir(parents=True)
+    rewards = [{"name": "reward_model", "path": "runs/judge"}, {"name": "reward_model", "path": "ada/judge"}]
+    told = {"dataset_data_dir": "pictures", "dataset_name": "imagefolder", "adapter_path": "./gone"}
+    changed, notes = sent(make_run(tmp_path / "run", reward_funcs=rewards, **told, instruction="pictures"))
+    assert sorted(notes) == [
+        "`adapter_path` names a place on this machine, by the path './gone', which others do not have: "
+        "others put their own.",
+        "`dataset_data_dir` names a place on this machine, by the path 'pictures', which others do not have: "
+        "others put their own.",
+        "`reward_funcs` names a place on this machine, by the path 'runs/judge', which others do not have: "
+        "push the reward model, and name its repository there.",
+    ]
+    assert yaml.safe_load(changed["config.yaml"])["reward_funcs"] == rewards
+
+
 def test_texts_that_need_no_change_are_sent_as_they_are(tmp_path: Path):
     changed, _ = sent(make_run(tmp_path / "run"))
     assert set(changed) == {"README.md", "config.yaml", "report.html"}
@@ -135,6 +183,32 @@ def test_a_base_that_goes_along_is_named_by_its_place(tmp_path: Path):
     (run / "base" / "config.json").touch()
     changed, _ = sent(run)
     assert json.loads(changed["adapter_config.json"])["base_model_name_or_path"] == "./base"
+
+
+def test_the_card_of_a_run_with_its_base_says_where_that_is(tmp_path: Path):
+    run = with_base(make_run(tmp_path / "run", output_dir="runs/mine"), "runs/mine/base")
+    (run / "base").mkdir()
+    (run / "base" / "config.json").touch()
+    (run / "README.md").write_text("`runs/mine/base` trained\nbase = X.from_pretrained('runs/mine/base')\n")
+    changed, notes = sent(run)
+    assert changed["README.md"] == (
+        "`ada/quick/base` trained\nbase = X.from_pretrained('ada/quick', subfolder='base')\n"
+    )
+    assert notes == [
+        "the model under the adapter goes along in base/: with PEFT alone, load it first with "
+        "from_pretrained('ada/quick', subfolder='base')."
+    ]
+    changed, notes = sent(run, base="some-org/some-vlm")
+    assert (
+        "`some-org/some-vlm` trained\nbase = X.from_pretrained('some-org/some-vlm')" in changed["README.md"]
+    )
+    assert notes == []
+
+
+def test_a_base_below_the_run_that_is_not_there_is_an_error(tmp_path: Path):
+    run = with_base(make_run(tmp_path / "run", output_dir="runs/mine"), "runs/mine/base")
+    with pytest.raises(ConfigError, match=r"belongs to the model in runs/mine/base, a folder that others do"):
+        sent(run)
 
 
 @pytest.mark.parametrize("file", ["agent.json", "reward_model.json"])

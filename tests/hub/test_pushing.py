@@ -109,6 +109,54 @@ def test_rows_of_somebody_s_data_stay_by_default_and_those_of_an_earlier_push_go
     assert b"private" not in there["README.md"]
 
 
+def test_files_of_an_earlier_push_that_would_be_loaded_with_this_one_go(hub: Hub, run: Path):
+    (run / "base").mkdir()
+    gone = ["base/config.json", "heads.safetensors", "model.safetensors", "rewards.json"]
+    for name in (*gone, "pretrained_weights.safetensors"):
+        (run / name).write_text("{}")
+    assert pushed(hub, run, include_checkpoints=True).deleted == ()
+    for name in gone:
+        (run / name).unlink()
+    hub.repos[REPO].branches["main"][-1][1]["LICENSE"] = hub.repos[REPO].branches["main"][-1][1]["README.md"]
+    before = len(hub.repos[REPO].messages)
+    plan = pushed(hub, run)
+    assert list(plan.deleted) == gone
+    assert plan.describe().endswith(f"\ndeleted there: {', '.join(gone)}")
+    there = hub.repos[REPO].files()
+    assert not set(gone) & set(there)
+    kept = {"LICENSE", "pretrained_weights.safetensors", "checkpoint-2/adapter_model.safetensors"}
+    assert kept <= set(there)
+    assert len(hub.repos[REPO].messages) == before + 1
+
+
+@pytest.mark.parametrize("content", ['{"samples": {"[\\"given\\", 0]": {}}}', "[]", "no JSON"])
+def test_explanations_of_pictures_that_somebody_gave_stay_unless_they_are_asked_for(content: str, run: Path):
+    def rows(**told: Any) -> set[str]:
+        return {each.path for each in push(run, REPO, dry_run=True, **told).shared} & set(ROWS)
+
+    (run / "explain" / "explain.json").write_text('{"samples": {"[\\"validation\\", 0]": {}}}')
+    assert rows() == set(ROWS)
+    (run / "explain" / "explain.json").write_text(content)
+    assert rows() == set()
+    told = "note: explain/explain.json may explain pictures of your own, which stay with the report."
+    assert told in push(run, REPO, dry_run=True).describe()
+    assert rows(samples=True) == set(ROWS)
+
+
+def test_what_explains_given_pictures_in_its_own_folder_is_never_sent(run: Path):
+    (run / "explain" / "given").mkdir()
+    for name in ("explain.json", "0_heat.png"):
+        (run / "explain" / "given" / name).touch()
+    plan = push(run, REPO, dry_run=True, samples=True)
+    assert {each.path for each in plan.shared if each.path.startswith("explain/")} == {
+        "explain/0_heat.png",
+        "explain/explain.json",
+    }
+    assert (
+        "  explain/given/: explains pictures that you gave by hand, which are never sent" in plan.describe()
+    )
+
+
 def test_a_folder_without_a_card_gets_a_short_one(hub: Hub, run: Path):
     (run / "README.md").unlink()
     plan = pushed(hub, run, license="mit")
@@ -140,11 +188,12 @@ def test_a_dry_run_needs_neither_network_nor_token(run: Path, monkeypatch: pytes
     assert any(line.startswith("  config.yaml") and "a copy without" in line for line in lines)
     assert "  report.html: shows rows of the data; --samples sends it" in lines
     assert "  training_args.bin: pickled settings, which may hold a token" in lines
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         "what a push does:",
         f"  1. create {REPO} (private) unless it exists",
         "  2. create the branch second unless it exists",
         "  3. send what is not there yet; commit 10 files at once",
+        "     and delete there what an earlier push sent beside them (checkpoints stay)",
     ]
 
 

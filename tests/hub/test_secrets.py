@@ -37,6 +37,13 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         ("apikey", True), ("API_KEY", True), ("token", True), ("password", True), ("client_secret", True),
         ("authorization", True), ("api_key_env", False), ("pad_token", False), ("eos_token", False),
         ("max_tokens", False), ("tokenizer", False), ("secretary", False),
+        ("X-Api-Key", True), ("aws_secret_access_key", True), ("access-key", True), ("secret_key", True),
+        ("private_key", True), ("OPENAI_KEY", True), ("judge_token", True), ("private_token", True),
+        ("Access-Token", True), ("refresh_token", True), ("auth_token", True), ("bearer_token", True),
+        ("passwd", True), ("db_password", True), ("Bearer", True), ("Authorization", True),
+        ("max_token", False), ("max_token_length", False), ("num_tokens", False), ("image_token", False),
+        ("token_type", False), ("token_type_ids", False), ("bos_token", False), ("unk_token", False),
+        ("key", False), ("keys_and_values", False), ("split_column", False), ("cache_key", False),
     ],
 )  # fmt: skip
 def test_secrets_have_names(name: str, secret: bool):
@@ -68,6 +75,15 @@ def test_a_secret_is_found_by_its_value_with_its_line(monkeypatch: pytest.Monkey
     assert find_secrets("metrics.jsonl", "first\nsecond", known) == []
 
 
+@pytest.mark.parametrize(
+    "name", ["AWS_SECRET_ACCESS_KEY", "STORE_PASSWD", "PROXY_AUTHORIZATION", "SOME_TOKEN"]
+)
+def test_environment_variables_are_known_by_the_same_names(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, "0123456789abcdef")
+    known = known_secrets(None, {})
+    assert known["0123456789abcdef"] == f"the value of the environment variable {name}"
+
+
 def test_words_are_no_secrets_to_look_for():
     assert known_secrets(None, {"api_key": "EMPTY"}) == {}
 
@@ -79,6 +95,10 @@ def test_words_are_no_secrets_to_look_for():
         ("Bearer sk-proj-0123456789abcdefghijklmn", "an API key"),
         ("ghp_" + "a1B2" * 9, "a GitHub token"),
         ("AKIA" + "ABCD0123" * 2, "an AWS key"),
+        ("base_url: https://ada:letters@host/v1", "a URL with a password"),
+        ("base_url: https://host:8080/v1/@ada", None),
+        ("https://ada@host/v1", None),
+        ('{"://":1,"a:":2,"@":3}', None),
         ("hf_short", None),
         ("a task-force-of-0123456789-people-and-more", None),
         ("sk-learn-is-a-library-of-estimators", None),

@@ -89,6 +89,20 @@ def test_rewards_are_told_with_weights_and_arguments_and_those_only_watched_too(
     assert rewards_section({"reward_funcs": []}) == ""
 
 
+def test_offline_no_reward_is_said_to_be_optimised():
+    settings = {
+        "offline": True, "reward_funcs": ["bleu"], "reward_weights": [2.0], "eval_funcs": ["length"],
+        "dataset_name": "x",
+    }  # fmt: skip
+    assert rewards_section(settings).splitlines()[4:6] == [
+        "| `bleu` | watched, never optimised |  |",
+        "| `length` | watched, never optimised |  |",
+    ]
+    told = limits_of_a_policy(settings, 4)
+    assert any(line.startswith("It learned from the rewards that its data held") for line in told)
+    assert not any("answers that score high" in line for line in told)
+
+
 def test_the_data_are_told_as_far_as_they_are_known():
     settings = {
         "dataset_name": "some-org/x", "train_split": "train", "max_train_rows": 8, "eval_split": "test",

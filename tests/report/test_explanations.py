@@ -116,6 +116,14 @@ def test_an_unknown_layout_is_told(tmp_path: Path):
     assert told == ["validation 3: the layout of this model's image rows is unknown; no heat is drawn"]
 
 
+def test_a_folder_that_is_where_one_stands_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    one = explained("key", of="q", choices=[Choice("left", 1.0, chosen=True)])
+    told = page(write_explanations(Path("."), [one]))
+    assert told["samples"]['"key"']["picture"] == f"{tmp_path.name}/0_heat.png"
+    assert told["figures"][0]["file"] == f"{tmp_path.name}/0_heat.png"
+
+
 def test_a_second_call_leaves_nothing_of_the_first_but_what_is_not_its_own(tmp_path: Path):
     folder = tmp_path / "explain"
     write_explanations(folder, [explained(1), explained(2)])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmft.report.page_budget import MAX_SAMPLES, within_budget
+from mmft.report.page_budget import MAX_SAMPLES, PICTURES_OF, within_budget
 from mmft.report.thumbnails import PREFIX, write_thumbnails
 from tests.report.test_thumbnails import noise
 
@@ -91,7 +91,7 @@ def test_pictures_are_inlined_and_no_others(tmp_path: Path):
     notes: list[str] = []
     names = write_thumbnails(tmp_path, 0, [Image.new("RGB", (9, 9)), Image.new("RGB", (8, 8), "red")])
     samples = [shown(0, pictures=[*names, "samples/gone.jpg"]), shown(1), shown(2, pictures=["../../x.jpg"])]
-    found = within_budget(samples, [tmp_path / "nowhere", tmp_path], notes)
+    found = within_budget(samples, [tmp_path], notes)
     assert [len(each["pictures"]) for each in found] == [2, 0, 0]
     assert found[0]["pictures"][0] != found[0]["pictures"][1]
     assert all(picture.startswith(PREFIX) for picture in found[0]["pictures"])
@@ -116,3 +116,26 @@ def test_without_room_there_are_no_pictures(tmp_path: Path):
     samples = [shown(0, pictures=write_thumbnails(tmp_path, 0, [noise(0)]))]
     assert within_budget(samples, [tmp_path], notes, picture_room=10)[0]["pictures"] == []
     assert notes == ["There is no room for the pictures."]
+
+
+def test_the_heat_of_a_picture_that_cannot_be_read_is_not_laid_over_the_next(tmp_path: Path):
+    names = write_thumbnails(tmp_path, 0, [Image.new("RGB", (9, 9))])
+    lost, kept = within_budget(
+        [shown(0, pictures=["samples/gone.jpg", *names]), shown(1, pictures=[*names, "samples/gone.jpg"])],
+        [tmp_path],
+        [],
+    )
+    assert [len(each["pictures"]) for each in (lost, kept)] == [1, 1]
+    assert (lost["heat"]["grid"], lost["heat"]["patches"]) == ([0, 0], [])
+    assert (kept["heat"]["grid"], kept["heat"]["patches"]) == ([1, 1], [1.0])
+
+
+def test_pictures_come_from_the_run_that_names_them_alone(tmp_path: Path):
+    for folder, colour in (("a", "red"), ("b", "blue")):
+        names = write_thumbnails(tmp_path / folder, 0, [Image.new("RGB", (9, 9), colour)])
+    folders = [tmp_path / "a", tmp_path / "b", tmp_path / "nowhere"]
+    samples = [shown(0, pictures=names) | {PICTURES_OF: place} for place in range(3)]
+    first, second, third = within_budget(samples, folders, [])
+    assert first["pictures"] != second["pictures"]
+    assert third["pictures"] == []
+    assert not any(PICTURES_OF in each for each in (first, second, third))

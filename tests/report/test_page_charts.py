@@ -79,6 +79,20 @@ def test_speed_is_what_was_done_since_the_last_line_by_the_seconds_it_took():
     assert "completions/num_tokens" not in found
 
 
+def test_the_seconds_between_two_rollouts_count():
+    tokens = [600.0, None, None, 900.0]
+    steps_made = [100, 100, 100, 190]
+    history = [
+        {"step": step, "loss": 1.0, "environment_steps": made, "seconds/training": 3.0}
+        | ({"completions/num_tokens": number} if number else {})
+        for step, (number, made) in enumerate(zip(tokens, steps_made, strict=True), 1)
+    ]
+    found = drawn(source(history))
+    # 600 / 3; then 900 tokens and 190 - 100 steps in the 3 + 3 + 3 seconds since.
+    assert found["throughput/tokens"]["series"][0]["y"] == [200.0, 100.0]
+    assert found["throughput/environment_steps"]["series"][0]["y"] == [10.0]
+
+
 def test_an_agent_is_drawn_over_its_steps_in_environments():
     history = [
         {
@@ -176,6 +190,13 @@ def test_a_long_curve_keeps_its_extremes_its_order_and_its_gaps():
     assert {(12_345.0, 99.0), (23_456.0, -99.0), (34_567.0, None)} <= set(thin)
     assert thin == sorted(thin, key=lambda point: point[0])
     assert set(thin) <= set(points(values))
+
+
+def test_a_long_curve_keeps_both_ends():
+    wave: list[float | None] = [0.5, *([0.0, 1.0] * 5_000), 0.25]
+    thin = thinned(points(wave))
+    assert (thin[0], thin[-1]) == ((0.0, 0.5), (10_001.0, 0.25))
+    assert len(thinned(points(wave), 5)) <= 5
 
 
 def test_every_stretch_of_a_long_curve_is_there():

@@ -28,7 +28,7 @@ def test_measures_stand_side_by_side_with_the_difference_on_the_same_rows():
     assert (first, second) == ("0.500", "0.500")
     # 15 rows of +0.25 and 5 of -0.75: the mean is 0.
     assert told.startswith("+0.000 [-")
-    assert told.endswith("won 75%, lost 25%")
+    assert told.endswith("higher in 75%, lower in 25%")
     assert table["rows"][0]["tone"] == "neutral"
 
 
@@ -93,7 +93,7 @@ def test_episodes_are_the_same_only_in_the_same_environment_with_the_same_seed()
     one = agent("one", [1.0, 1.0, 1.0])
     told = rows(measure_table([one, agent("b", [2.0, 3.0, 4.0])], []))
     assert told["return"][2].startswith("+2.000 [")
-    assert told["success"][2] == "+0.000 [0.000, 0.000], won 0%, lost 0%"
+    assert told["success"][2] == "+0.000 [0.000, 0.000], higher in 0%, lower in 0%"
     for stranger in (agent("b", [2.0], seed=1), agent("b", [2.0], eval_env_kwargs={"size": 9})):
         notes: list[str] = []
         assert rows(measure_table([one, stranger], notes))["return"][2] == "-"

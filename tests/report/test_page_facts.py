@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from mmft.report.page_facts import duration, facts, run_record, subtitle
-from mmft.report.page_source import Kind, RunSource
+from mmft.report.page_source import RunSource
+from mmft.report.run_kind import Kind
 from tests.report.run_folders import HOSTILE, SETTINGS, summary
 
 
@@ -127,3 +128,12 @@ def test_what_is_of_no_shape_does_no_harm():
 )
 def test_durations_as_one_says_them(seconds: float, text: str):
     assert duration(seconds) == text
+
+
+def test_the_speed_of_a_run_that_was_resumed_is_not_that_of_its_last_session():
+    history = [{"step": 1, "loss": 1.0, "seconds/training": 30.0}, {"step": 2, "seconds/training": 10.0}]
+    told = dict(facts(run({"steps": 20, "wall_seconds": 15.0}, history=history)))
+    assert told["training took, since it was last resumed"] == "15 s"
+    assert told["optimizer steps per second"] == "0.5"  # 20 / (30 + 10)
+    whole = dict(facts(run({"steps": 20, "wall_seconds": 50.0}, history=history)))
+    assert (whole["training took"], whole["optimizer steps per second"]) == ("50 s", "0.4")

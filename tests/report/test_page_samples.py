@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mmft.report.page_samples import group_columns, samples
+from mmft.report.page_budget import PICTURES_OF
+from mmft.report.page_samples import MAX_REFERENCES, MAX_TOKENS, group_columns, samples
 from mmft.report.page_source import RunSource, read_run
 from tests.report.run_folders import HOSTILE, answer, run_folder, sample, summary
 
@@ -94,7 +95,10 @@ def test_a_text_without_end_is_cut_and_that_is_said(tmp_path: Path):
     _, (told,) = samples([read_run(run_folder(tmp_path / "x", samples=[row]))], notes)
     assert len(told["prompt"]) == 4_000
     assert len(told["references"]) == 12
-    assert notes == ["13 texts longer than 4,000 characters (names: 120) are cut, and end with …."]
+    assert notes == [
+        "13 texts longer than 4,000 characters (names: 120) are cut, and end with ….",
+        "Of 1 row the first 12 references are shown.",
+    ]
 
 
 def test_pictures_that_the_run_left_out_are_said(tmp_path: Path):
@@ -263,3 +267,44 @@ def test_rewards_without_a_number_are_none(tmp_path: Path):
     (told,) = found(tmp_path, sample(0, before=math.nan, after=None))
     assert [each["reward"] for each in told["answers"]] == [None, None]
     assert answer("x", None)["rewards"]["captioning"] is None
+
+
+def test_heat_is_of_the_model_and_the_answer_that_were_explained(tmp_path: Path):
+    row, key = sample(0), json.dumps(["validation", 0])
+
+    def heats(text: str, baseline: str, num_runs: int) -> tuple[Any, list[str]]:
+        told = {"of": "value", "baseline": baseline, "samples": {key: HEAT | {"text": text}}}
+        run = RunSource(tmp_path, "mine", "policy", samples=[row], explained=told)
+        notes: list[str] = []
+        return samples([run, RunSource(tmp_path, "b", "policy", samples=[row])][:num_runs], notes)[1][0][
+            "heat"
+        ], notes
+
+    assert heats("a red circle.", "saved", 1)[0]["of"] == "value"
+    assert heats("a circle.", "base", 1)[0]["of"] == "value before training"
+    assert heats("a red circle.", "saved", 2)[0]["of"] == "value of mine"
+    left_out = "1 explanation left out: of answers that this page does not show."
+    assert heats("a dog.", "saved", 1) == (None, [left_out])
+    assert heats("a circle.", "base", 2) == (None, [left_out])
+
+
+def test_pictures_of_a_comparison_are_those_of_the_first_run_that_names_some(tmp_path: Path):
+    with_picture = sample(0, pictures=["samples/00000.jpg"])
+    runs = [
+        RunSource(tmp_path, label, "policy", samples=[row])
+        for label, row in (("a", sample(0)), ("b", with_picture), ("c", with_picture))
+    ]
+    (told,) = samples(runs, [])[1]
+    assert (told["pictures"], told[PICTURES_OF]) == (["samples/00000.jpg"], 1)
+
+
+def test_references_and_tokens_that_are_cut_off_are_said_to_be(tmp_path: Path):
+    row = sample(0, references=["one"] * (MAX_REFERENCES + 1))
+    row["after"] |= {"token_texts": ["a"] * (MAX_TOKENS + 1)}
+    notes: list[str] = []
+    (told,) = samples([RunSource(tmp_path, "x", "policy", samples=[row, sample(1)])], notes)[1][:1]
+    assert (len(told["references"]), len(told["answers"][1]["tokens"])) == (MAX_REFERENCES, MAX_TOKENS)
+    assert notes == [
+        "Of 1 row the first 12 references are shown.",
+        "Of 1 text the first 1,000 tokens are shown.",
+    ]

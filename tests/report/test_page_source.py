@@ -11,6 +11,7 @@ import pytest
 
 from mmft.errors import ConfigError
 from mmft.report.page_source import labels, picture_within, read_run, read_runs
+from mmft.runs import Run
 from tests.report.run_folders import HISTORY, SETTINGS, run_folder, summary
 
 
@@ -86,6 +87,13 @@ def test_what_a_run_trained_is_told_by_its_files(
     assert read_run(run_folder(tmp_path / "x", settings=settings, told=told)).kind == kind
 
 
+@pytest.mark.parametrize(("file", "kind"), [("agent.json", "agent"), ("reward_model.json", "reward_model")])
+def test_a_run_from_python_is_what_it_saved(tmp_path: Path, file: str, kind: str):
+    folder = run_folder(tmp_path / "x", settings=None, told={})
+    (folder / file).write_text("{}")
+    assert read_run(folder).kind == Run.from_pretrained(folder).kind == kind
+
+
 def test_runs_of_different_kinds_are_not_compared(tmp_path: Path):
     policy = run_folder(tmp_path / "policy")
     agent = run_folder(tmp_path / "agent", settings={"env": "x"}, told={})
@@ -124,7 +132,7 @@ def test_a_file_outside_the_folder_is_no_picture_of_it(tmp_path: Path):
         path.write_bytes(b"PNG!")
     assert picture_within(folder, "a.png", b"PNG") == b"PNG!"
     assert picture_within(folder, "a.png", b"JPEG") is None
-    for name in ("../a.png", str(tmp_path / "a.png"), "b/../../a.png", "b.png", "a.png\0", ""):
+    for name in ("../a.png", str(tmp_path / "a.png"), "b/../../a.png", "b.png", "a.png\0", "\ud800.png", ""):
         assert picture_within(folder, name, b"PNG") is None
 
 

@@ -102,5 +102,6 @@ def trained_weights(trainer: RewardModelTrainer) -> dict[str, Tensor]:
 
 
 def step_rows(trainer: RewardModelTrainer) -> list[dict[str, float]]:
-    """What was logged per optimizer step."""
-    return [row for row in trainer.state.log_history if "loss" in row]
+    """What was logged per optimizer step, without times."""
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    return [{name: value for name, value in row.items() if not name.startswith("seconds/")} for row in rows]

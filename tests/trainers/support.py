@@ -123,6 +123,14 @@ def without_cache(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if name != "cache/hit_rate"} for row in rows]
 
 
+def of_the_update(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Logged numbers of the whole update: each process explains answers of its own."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith("importance/")}
+        for row in without_cache(rows)
+    ]
+
+
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     """Names of the weights that differ."""
     return {name for name in before if not torch.equal(before[name], after[name])}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainers.support import moved, step_rows, trained_weights, without_cache
+from tests.trainers.support import moved, of_the_update, step_rows, trained_weights, without_cache
 from tests.trainers.test_two_processes import FSDP, launch
 from tests.trainers.two_processes_rwl import SCENARIOS, scenario
 
@@ -43,7 +43,7 @@ def test_two_processes_make_the_update_of_one(name: str, folder: Path, tmp_path:
         for key, weight in expected.items():
             torch.testing.assert_close(weights[key], weight, rtol=0, atol=1e-5, msg=key)
         assert len(steps) == len(step_rows(alone))
-        for mine, theirs in zip(without_cache(steps), without_cache(step_rows(alone)), strict=True):
+        for mine, theirs in zip(of_the_update(steps), of_the_update(step_rows(alone)), strict=True):
             assert mine == pytest.approx(theirs, abs=2e-4)
 
 
@@ -79,5 +79,5 @@ def test_sharded_weights_make_the_offline_update_of_one_process(tmp_path: Path):
         for key, weight in expected.items():
             torch.testing.assert_close(actual[key], weight, rtol=0, atol=1e-5, msg=f"{run}: {key}")
     steps = json.loads((tmp_path / "steps.json").read_text())
-    for mine, theirs in zip(without_cache(steps), without_cache(step_rows(alone)), strict=True):
+    for mine, theirs in zip(of_the_update(steps), of_the_update(step_rows(alone)), strict=True):
         assert mine == pytest.approx(theirs, abs=2e-4)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmft.engine.actor_critic import HEADS_FILE
-from tests.trainers.support import make_rows, moved, step_rows, trained_weights, without_cache
+from tests.trainers.support import make_rows, moved, of_the_update, step_rows, trained_weights, without_cache
 from tests.trainers.two_processes import scenario
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def test_two_processes_make_the_update_of_one(name: str, folder: Path, tmp_path:
         torch.testing.assert_close(actual[key], weight, rtol=0, atol=1e-5, msg=key)
     steps = log(folder / name, 0)["steps"]
     assert len(steps) == len(step_rows(alone))
-    for mine, theirs in zip(without_cache(steps), without_cache(step_rows(alone)), strict=True):
+    for mine, theirs in zip(of_the_update(steps), of_the_update(step_rows(alone)), strict=True):
         assert mine == pytest.approx(theirs, abs=2e-4)
 
 
@@ -199,7 +199,7 @@ def test_sharded_weights_make_the_update_of_one_process(
                 torch.testing.assert_close(actual[key], weight, rtol=0, atol=1e-5, msg=f"{run}: {key}")
     for run in runs:
         steps = json.loads((sharded / f"steps {run}.json").read_text())
-        for mine, theirs in zip(without_cache(steps), without_cache(step_rows(alone)), strict=True):
+        for mine, theirs in zip(of_the_update(steps), of_the_update(step_rows(alone)), strict=True):
             assert mine == pytest.approx(theirs, abs=2e-4), run
             assert mine["regularization/distance"] == pytest.approx(
                 theirs["regularization/distance"], rel=1e-4, abs=1e-6

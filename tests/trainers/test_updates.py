@@ -219,7 +219,8 @@ def count_encodings(trainer: PPOTrainer) -> list[None]:
 def test_pictures_are_encoded_once_however_many_epochs(
     cache_mb: int, encoded: int, hit_rate: float, tmp_path: Path
 ):
-    trainer = make_trainer(tmp_path, rows=make_rows(8), max_steps=24, feature_cache_mb=cache_mb)
+    settings = {"max_steps": 24, "feature_cache_mb": cache_mb, "importance_steps": 0}
+    trainer = make_trainer(tmp_path, rows=make_rows(8), **settings)
     trainer.collect(0)  # verifies the first batch, encodes 4 of the 8 rows
     calls = count_encodings(trainer)
     trainer.train()  # 6 rollouts of 4 prompts

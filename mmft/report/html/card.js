@@ -12,9 +12,11 @@ class CardMaker {
       (name) => name === 'tokens',
       () => this.open.forEach((show) => show()),
     );
-    // Answers of several runs have the colours of their runs; before and after are grey and accent.
+    // Answers of several runs have the colours of their runs; before and after, and the sides of a pair,
+    // are grey and accent.
+    const ofRuns = runs.length > 1 && answers.every((name, place) => name === runs[place]);
     this.inks = answers.map((_, place) =>
-      runs.length > 1 ? `ink-${place % NUM_INKS}` : place === answers.length - 1 ? 'ink-last' : 'ink-first',
+      ofRuns ? `ink-${place % NUM_INKS}` : place === answers.length - 1 ? 'ink-last' : 'ink-first',
     );
   }
 

@@ -33,8 +33,10 @@ class GalleryControls {
   // The view as the address has it; what is not to be had there falls back to the default.
   wanted() {
     const last = this.answers.length - 1;
-    const place = (name, fallback) =>
-      this.answers[param(name)] === undefined ? fallback : Number(param(name));
+    const place = (name, fallback) => {
+      const told = param(name) === '' ? NaN : Number(param(name));
+      return Number.isInteger(told) && told >= 0 && told <= last ? told : fallback;
+    };
     const sort = param('sort', 'order');
     const known = this.sorts().some(([value]) => value === sort);
     const [went, measure] = [param('went'), param('measure', TOTAL)];
