@@ -27,3 +27,9 @@ class NonFiniteError(RuntimeError):
 
 class HubError(RuntimeError):
     """The hub refused or broke off an exchange; the message says what is there and what to do."""
+
+
+MISTAKES = (
+    ConfigError, DataError, EnvError, HubError, NonFiniteError, RewardError, UnsupportedModelError,
+)  # fmt: skip
+"""What a command answers with one line instead of a traceback."""

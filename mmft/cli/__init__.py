@@ -157,28 +157,11 @@ def _on_a_run(module: str, arguments: Sequence[str]) -> int:
 
 def _guarded(command: str, work: Callable[[], int]) -> int:
     """Turns a user's mistake into one line, and ctrl-C into a short one."""
-    from mmft.errors import (
-        ConfigError,
-        DataError,
-        EnvError,
-        HubError,
-        NonFiniteError,
-        RewardError,
-        UnsupportedModelError,
-    )
+    from mmft.errors import MISTAKES
 
-    mistakes = (
-        ConfigError,
-        DataError,
-        EnvError,
-        HubError,
-        NonFiniteError,
-        RewardError,
-        UnsupportedModelError,
-    )
     try:
         return work()  # it imports torch for seconds, and a user may well press ctrl-C by then
-    except mistakes as error:
+    except MISTAKES as error:
         return _mistake(command, error)
     except SystemExit as stop:  # argparse has printed the help
         return int(stop.code or 0)
