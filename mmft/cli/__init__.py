@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0; 1 if `check` found problems; 2 for a mistake of the user; 130 if interrupted.
+        0; 1 if `check` found problems or a finished run could not be pushed; 2 for a mistake of the user; 130
+        if interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else "--help"
