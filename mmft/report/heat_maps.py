@@ -28,7 +28,7 @@ VEIL = 0.62
 DARKEST = 0.62
 """Of `SHADE`, so that black letters stay legible on it."""
 MAX_PICTURES, MAX_TOKENS, MAX_BARS = 4, 400, 10
-WIDTH, MARGIN, SIDE = 9.2, 0.25, 3.0
+WIDTH, MARGIN, SIDE = 9.4, 0.25, 3.0
 """Inches: of the page, around it, and of a picture."""
 HEAD, GAP, LINE, BAR = 0.5, 0.25, 0.24, 0.26
 """Inches: of the title, below a picture, from one line of text to the next, and from bar to bar."""
