@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from types import ModuleType
@@ -33,6 +34,13 @@ def complaints(code: str, known: dict[str, Any] | None = None) -> list[str]:
     return found
 
 
+def _import_module_of(package: ModuleType, name: str) -> None:
+    """Imports what is a module of its own, as PIL.Image is: nothing has it as an attribute before."""
+    whole = f"{package.__name__}.{name}"
+    if hasattr(package, "__path__") and importlib.util.find_spec(whole) is not None:
+        importlib.import_module(whole)
+
+
 def _imported(node: ast.AST, known: dict[str, Any]) -> Iterator[str]:
     if isinstance(node, ast.Import):
         for alias in node.names:
@@ -40,6 +48,7 @@ def _imported(node: ast.AST, known: dict[str, Any]) -> Iterator[str]:
     elif isinstance(node, ast.ImportFrom):
         module = importlib.import_module(node.module or "")
         for alias in node.names:
+            _import_module_of(module, alias.name)
             if hasattr(module, alias.name):
                 known[alias.asname or alias.name] = getattr(module, alias.name)
             else:

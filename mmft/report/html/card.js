@@ -116,7 +116,7 @@ class CardMaker {
           return make(
             'tr',
             {},
-            make('th', { scope: 'row', dir: 'auto' }, label ?? id),
+            make('th', { scope: 'row', dir: 'auto' }, breakable(label ?? id)),
             make('td', { class: 'track-cell' }, this.track(scores, this.measures.ranges.get(id))),
             make('td', { class: 'scores' }, scores.map(formatNumber).join(scores.length > 2 ? ' · ' : ' → ')),
             scores.length > 1

@@ -26,6 +26,11 @@ function prose(tag, className, ...children) {
   return make(tag, { class: className, dir: 'auto' }, ...children);
 }
 
+// A name that breaks behind its slashes and underscores before it does elsewhere.
+function breakable(name) {
+  return name.split(/(?<=[/_])/).flatMap((part, place) => (place === 0 ? [part] : [make('wbr'), part]));
+}
+
 function labelled(label, control) {
   return make('label', {}, make('span', {}, label), control);
 }
