@@ -136,6 +136,9 @@ def test_a_picture_is_answered_explained_and_the_server_ends(
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
 
+    assert watch.complaints == []
+    page.context.close()  # a page that is left, or whose server is gone, complains of that
+    watch.complaints.clear()
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(timeout=30) == 0
     assert server.process.stdout is not None
