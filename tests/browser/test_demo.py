@@ -136,6 +136,11 @@ def test_a_picture_is_answered_explained_and_the_server_ends(
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
 
+    leave(page, watch, server)
+
+
+def leave(page: Page, watch: Watch, server: Server) -> None:
+    """Closes the page and ends its server, which leaves no trace."""
     assert watch.complaints == []
     page.context.close()  # a page that is left, or whose server is gone, complains of that
     watch.complaints.clear()

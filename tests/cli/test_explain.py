@@ -119,7 +119,7 @@ def test_answers_that_were_kept_are_explained_and_others_are_given_anew(
         assert len(sample["patches"]) == 64
         assert sum(sample["shares"].values()) == pytest.approx(1.0, abs=1e-5)
         with PIL.Image.open(run / sample["picture"]) as image:
-            assert image.width == 1380, f"row {row}"
+            assert image.width == 1410, f"row {row}"
     out = capsys.readouterr().out
     assert "image share  prompt share  answer share" in out
     assert "validation 0" in out
